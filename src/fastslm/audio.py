@@ -17,6 +17,7 @@ import soxr
 import torch
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.error import FFmpegError
 
 from fastslm.errors import AudioError
 
@@ -32,6 +33,7 @@ AudioSource = str | os.PathLike | np.ndarray | torch.Tensor | BinaryIO | bytes
 
 READ_SECONDS = 1  # how much is decoded before it is mixed and resampled in one go: less costs calls, more costs memory
 SHORTFALL_SECONDS = 0.5  # encoders round a duration up to their frame or page; what lacks more than this was lost
+LOWEST_RATE = 1_000  # Hz; below it a rate was meant in kHz
 LOUDEST = 100.0  # float samples lie within about -1…1; 40 dB above that they are unscaled integers
 ESTIMATE_TOLERANCE = 0.02
 RIFF_SIZE_UNKNOWN = (2**31, 2**32)  # what recorders that cannot go back write, give or take a header
@@ -39,6 +41,19 @@ RIFF_HEADER_SLACK = 2**16
 
 _FULL_SCALE = {"i1": 2**7, "i2": 2**15, "i4": 2**31, "i8": 2**63, "u1": 2**7}
 _FFMPEG_SAMPLES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
+# Containers that state how long their sound is. Of any other (mp3, aac) FFmpeg may have guessed it.
+_STATES_DURATION = {
+    "aiff",
+    "asf",
+    "avi",
+    "caf",
+    "flac",
+    "flv",
+    "matroska,webm",
+    "mov,mp4,m4a,3gp,3g2,mj2",
+    "ogg",
+    "w64",
+}
 _READABLE = "what FFmpeg reads, such as wav, mp3, m4a, flac, ogg, opus or mp4, is allowed"
 
 
@@ -212,9 +227,13 @@ def _array_rate(sampling_rate: float | None) -> float:
     if sampling_rate is None:
         return SAMPLE_RATE
     if isinstance(sampling_rate, bool) or not isinstance(sampling_rate, int | float | np.integer | np.floating):
-        raise AudioError(f"The sampling rate is {sampling_rate!r}, a number of Hz above 0 is allowed: give one.")
-    if not (math.isfinite(sampling_rate) and sampling_rate > 0):
-        raise AudioError(f"The sampling rate is {sampling_rate} Hz, it must be above 0: give the array's own rate.")
+        raise AudioError(
+            f"The sampling rate is {sampling_rate!r}, a number of Hz is allowed: give the array's own rate."
+        )
+    if not (math.isfinite(sampling_rate) and sampling_rate >= LOWEST_RATE):
+        raise AudioError(
+            f"The sampling rate is {sampling_rate} Hz, {LOWEST_RATE} Hz or more is allowed: give the array's own rate."
+        )
     return float(sampling_rate)
 
 
@@ -312,8 +331,8 @@ def _container(file: BinaryIO, name: str) -> Iterator[InputContainer]:
     try:
         # A playlist may name other files and addresses: no protocol may be used but the bytes at hand. Tags are not
         # ours to judge, and many are in no encoding that is known.
-        container = av.open(file, options={"protocol_whitelist": "none"}, metadata_errors="ignore")
-    except (av.error.FFmpegError, OSError) as error:
+        container = av.open(file, "r", options={"protocol_whitelist": "none"}, metadata_errors="ignore")
+    except (FFmpegError, OSError) as error:
         raise _not_readable(name, error) from None
     with container:
         if container.format.name == "tty":  # FFmpeg draws text files as video
@@ -354,10 +373,10 @@ def _file_chunks(source: object, on_warning: Callable[[str], None]) -> Iterator[
         if not seconds:
             raise _not_readable(name, damage[0][1] if damage else "no sound in it can be decoded")
         if damage:
-            packets = "1 packet" if len(damage) == 1 else f"{len(damage)} packets"
+            position, reason = damage[0]
             on_warning(
-                f"{name} is damaged: {packets} could not be decoded and were left out, the first after "
-                f"{damage[0][0]:.1f} s ({damage[0][1]})."
+                f"{name} is damaged: what could not be decoded was left out (packets: {len(damage)}, the first after "
+                f"{position:.1f} s of sound; {reason})."
             )
         if missing:
             announced, estimated = seconds + missing, False
@@ -375,21 +394,21 @@ def _frames(container: InputContainer, stream: AudioStream, damage: list[tuple[f
     while True:
         try:
             packet = next(packets, None)
-        except av.error.FFmpegError as error:
-            damage.append((seconds, error.strerror))
+        except FFmpegError as error:
+            damage.append((seconds, str(error.strerror)))
             return
         if packet is None:
             return
         try:
             frames = packet.decode()
-        except av.error.FFmpegError as error:
-            damage.append((seconds, error.strerror))
+        except FFmpegError as error:
+            damage.append((seconds, str(error.strerror)))
             continue
         for frame in frames:
             planar = frame.format.is_planar
             dtype, channels = _FFMPEG_SAMPLES[frame.format.name.removesuffix("p")], frame.layout.nb_channels
             count = frame.samples if planar else frame.samples * channels
-            planes = [np.frombuffer(plane, dtype, count) for plane in frame.planes]
+            planes = [np.frombuffer(memoryview(plane), dtype, count) for plane in frame.planes]
             seconds += frame.samples / frame.sample_rate
             yield _Chunk(np.stack(planes) if planar else planes[0].reshape(-1, channels).T, frame.sample_rate)
 
@@ -422,6 +441,8 @@ def _announced_seconds(container: InputContainer, stream: AudioStream) -> float 
 
 def _is_estimate(seconds: float, container: InputContainer, stream: AudioStream) -> bool:
     """Whether the duration follows from the file's size and bit rate: FFmpeg's guess where a file states none."""
+    if container.format.name in _STATES_DURATION:
+        return False
     expected = seconds * (stream.bit_rate or 0) / 8
     return abs(expected - container.size) <= ESTIMATE_TOLERANCE * container.size
 
