@@ -3,9 +3,7 @@
 from pathlib import Path
 
 import torch
-
-# What llama.cpp calls the pre-tokenizer of SmolLM, the one kind that is read: digits one by one, then GPT-2's rule.
-PRE_TOKENIZER = "smollm"
+import transformers
 
 
 def convert_smollm(source: Path, target: Path) -> None:
@@ -24,10 +22,10 @@ def convert_smollm(source: Path, target: Path) -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.bfloat16)
-    # Without this transformers would take the saved folder for a quantised one and look for the GGUF file.
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.config._name_or_path = ""
-    model.save_pretrained(target)
+    # Newer releases keep a GGUF packed unless told otherwise; older ones always de-quantise and know no such option.
+    options = (
+        {"quantization_config": transformers.GgufConfig(dequantize=True)} if "GgufConfig" in dir(transformers) else {}
+    )
+    model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32, **options)
+    model.to(torch.bfloat16).save_pretrained(target)
     tokenizer.save_pretrained(target)

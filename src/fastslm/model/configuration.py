@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformers import AutoConfig, CONFIG_MAPPING, PreTrainedConfig, WhisperConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, WhisperConfig
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MEL_MODES = ("window", "authors")
@@ -81,7 +81,9 @@ class HFQFormerConfig(PreTrainedConfig):
         if self.detail_start not in ("random", "positional"):
             raise ValueError(f"detail_start is {self.detail_start!r}; it must be 'random' or 'positional'.")
         if self.detail_start == "positional" and not self.detail_positions:
-            raise ValueError("detail_start 'positional' needs detail_positions: there is no time to start from without.")
+            raise ValueError(
+                "detail_start 'positional' needs detail_positions: there is no time to start from without."
+            )
         if self.attention_span is not None and self.attention_span < 0:
             raise ValueError(f"attention_span is {self.attention_span}; it must be null (all) or at least 0.")
 

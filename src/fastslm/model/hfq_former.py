@@ -20,7 +20,9 @@ from fastslm.model.local_attention import SlotFrames, local_cross_attention
 from fastslm.model.positions import sinusoids, sinusoids_at, slot_middles, visible_keys
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, visible: torch.Tensor | None = None):
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, visible: torch.Tensor | None = None
+):
     """Scaled dot-product attention over heads of equal width.
 
     Args:

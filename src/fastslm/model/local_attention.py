@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
 
 class SlotFrames:
-    """The frames of all scales that each token may see, gathered once for all blocks.
+    """The frames that each token may see, gathered once for all blocks, scale by scale.
+
+    The scales stay apart because the first one comes from the frozen encoder: no gradient has to be carried to it.
 
     Attributes:
-        frames: (batch, tokens, neighbours, hidden)
-        real: (tokens, neighbours) of bool; the others fill up
-        query_time: (tokens, hidden) or `None`; key_time: (tokens, neighbours, hidden) or `None`
+        scales: three of (batch, tokens, neighbours, hidden)
+        real: (tokens, neighbours of all scales) of bool; the others fill up
+        query_time: (tokens, hidden) or `None`
+        key_time: (tokens, neighbours of all scales, hidden) or `None`
     """
 
     def __init__(
@@ -34,13 +37,17 @@ class SlotFrames:
     ):
         lengths = tuple(x.shape[1] for x in scales)
         indices, self.real = neighbourhoods(tokens, lengths, span, scales[0].device)
-        dtype = scales[-1].dtype
-        gathered = [x.to(dtype).index_select(1, i.flatten()).unflatten(1, i.shape) for x, i in zip(scales, indices, strict=True)]
-        self.frames = torch.cat(gathered, dim=2)
+        device = scales[0].device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else scales[-1].dtype
+        self.scales = [
+            x.to(dtype).index_select(1, i.flatten()).unflatten(1, i.shape) for x, i in zip(scales, indices, strict=True)
+        ]
+        self.sizes = [i.shape[1] for i in indices]
         self.query_time, self.key_time = query_time, None
         if key_time is not None:
             starts = [sum(lengths[:n]) for n in range(len(lengths))]
-            self.key_time = torch.cat([key_time[i + s] for i, s in zip(indices, starts, strict=True)], dim=1)
+            nearby = [key_time[i + s] for i, s in zip(indices, starts, strict=True)]
+            self.key_time = torch.cat(nearby, dim=1).to(dtype)
 
 
 def local_cross_attention(attention: "Attention", query: torch.Tensor, frames: SlotFrames) -> torch.Tensor:
@@ -57,19 +64,16 @@ def local_cross_attention(attention: "Attention", query: torch.Tensor, frames: S
         query = query + frames.query_time.to(query.dtype)
     query = attention.q_proj(query).unflatten(-1, (heads, -1))
     head_size = query.shape[-1]
-    key_weight = attention.k_proj.weight.unflatten(0, (heads, head_size))
+    key_weight = attention.k_proj.weight.unflatten(0, (heads, head_size)).to(query.dtype)
     # (batch, tokens, heads, hidden): what the query asks of a frame, before any frame is projected.
-    asked = torch.einsum("bthd,hdc->bthc", query, key_weight.to(query.dtype))
-    neighbours = frames.frames.to(asked.dtype)
-    scores = asked @ neighbours.transpose(-1, -2)
+    asked = torch.einsum("bthd,hdc->bthc", query, key_weight)
+    scores = torch.cat([asked @ scale.transpose(-1, -2) for scale in frames.scales], dim=-1)
     if frames.key_time is not None:
-        time = frames.key_time.to(asked.dtype)
-        scores = scores + (asked.transpose(0, 1).flatten(1, 2) @ time.transpose(-1, -2)).unflatten(
-            1, asked.shape[::2]
-        ).transpose(0, 1)
+        scores = scores + torch.einsum("bthc,tkc->bthk", asked, frames.key_time)
     scores = scores.float() / math.sqrt(head_size)
-    weights = scores.masked_fill(~frames.real[:, None, :], float("-inf")).softmax(-1).to(neighbours.dtype)
-    seen = weights @ neighbours
-    value_weight = attention.v_proj.weight.unflatten(0, (heads, head_size))
-    value = torch.einsum("bthc,hdc->bthd", seen, value_weight.to(seen.dtype)).flatten(2)
+    weights = scores.masked_fill(~frames.real[:, None, :], float("-inf")).softmax(-1).to(asked.dtype)
+    parts = weights.split(frames.sizes, dim=-1)
+    seen = torch.stack([part @ scale for part, scale in zip(parts, frames.scales, strict=True)]).sum(0)
+    value_weight = attention.v_proj.weight.unflatten(0, (heads, head_size)).to(seen.dtype)
+    value = torch.einsum("bthc,hdc->bthd", seen, value_weight).flatten(2)
     return attention.out_proj(value + attention.v_proj.bias.to(value.dtype))

@@ -23,9 +23,7 @@ LOOK_CONTENT_SCALE = 0.1
 def start_hfq_former(model: HFQFormer) -> None:
     """Initialise all parameters as the configuration says. Draws from torch's global generator."""
     for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.reset_parameters()
-        elif isinstance(module, nn.Linear | nn.Conv1d):
+        if isinstance(module, nn.LayerNorm) or isinstance(module, nn.Linear | nn.Conv1d):
             module.reset_parameters()
         elif isinstance(module, Compressor):
             module.query.normal_(0.0, QUERY_STD)
