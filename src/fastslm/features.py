@@ -1,4 +1,4 @@
-"""Waveforms at 16 kHz → log-mel windows (windows, n_mels, WINDOW_FRAMES), in the two ways that FastSLM checkpoints expect.
+"""Waveforms at 16 kHz → log-mel windows (windows, n_mels, 3000), in the two ways that FastSLM checkpoints expect.
 
 The log-mel itself is Whisper's, by transformers' `WhisperFeatureExtractor`.
 """
@@ -9,13 +9,15 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torch.nn import functional
 from transformers import WhisperFeatureExtractor
 
 from fastslm.audio import PAD_TO_SAMPLES, SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SECONDS
 from fastslm.errors import AudioError, OptionError
 
 HOP_SAMPLES = 160
+FFT_SAMPLES = 400
+CONTEXT_FRAMES = -(-FFT_SAMPLES // (2 * HOP_SAMPLES))  # a frame sees half an FFT on either side of its middle
+CLAMP = 8 / 4  # log-mels reach 8 (decades) below their maximum, and Whisper then divides by 4
 WINDOW_FRAMES = WINDOW_SAMPLES // HOP_SAMPLES
 FRAMES = WINDOW_FRAMES
 
@@ -93,24 +95,55 @@ def file_mel(waveform: np.ndarray, n_mels: int) -> torch.Tensor:
     Raises:
         AudioError: a waveform that is empty or not (samples,).
     """
-    mel = whole_mel(waveform, n_mels)
-    frames = mel.shape[1]
-    windows = -(-frames // WINDOW_FRAMES)
-    padded = functional.pad(mel, (0, windows * WINDOW_FRAMES - frames))
-    return padded.view(n_mels, windows, WINDOW_FRAMES).transpose(0, 1).contiguous()
+    samples = _padded(waveform)
+    frames = len(samples) // HOP_SAMPLES
+    features = torch.zeros(-(-frames // WINDOW_FRAMES), n_mels, WINDOW_FRAMES)
+    loudest = -torch.inf
+    # Window by window with what its outermost frames see of its neighbours: an hour at once would take 1.8 GB and four
+    # times as long. Each piece is clamped below its own maximum, which the clamp below the file's maximum then covers.
+    for index, first in enumerate(range(0, frames, WINDOW_FRAMES)):
+        stop = min(first + WINDOW_FRAMES, frames)
+        before = min(first, CONTEXT_FRAMES)
+        end = len(samples) if stop == frames else (stop + CONTEXT_FRAMES) * HOP_SAMPLES
+        piece = _log_mel(samples[(first - before) * HOP_SAMPLES : end], n_mels)
+        features[index, :, : stop - first] = piece[:, before : before + stop - first]
+        loudest = max(loudest, piece.max().item())
+    maximum = max(window.max().item() for window in _real_frames(features, frames))
+    if loudest > maximum:
+        # A piece's edge, where its signal was mirrored, was louder than anything in the file, and clamped too much.
+        whole = _log_mel(samples, n_mels)
+        for window, part in zip(_real_frames(features, frames), whole.split(WINDOW_FRAMES, dim=1), strict=True):
+            window.copy_(part)
+        return features
+    for window in _real_frames(features, frames):
+        window.clamp_(min=maximum - CLAMP)
+    return features
 
 
 def whole_mel(waveform: np.ndarray, n_mels: int) -> torch.Tensor:
     """The log-mel of a whole file before it is cut: float32 (n_mels, samples // 160). Else as `file_mel`."""
+    frames = len(_padded(waveform)) // HOP_SAMPLES
+    return torch.cat(_real_frames(file_mel(waveform, n_mels), frames), dim=1)
+
+
+def _real_frames(features: torch.Tensor, frames: int) -> list[torch.Tensor]:
+    """Views of the windows without the padding of the last: (n_mels, up to WINDOW_FRAMES) each."""
+    return [window[:, : frames - index * WINDOW_FRAMES] for index, window in enumerate(features)]
+
+
+def _log_mel(samples: np.ndarray, n_mels: int) -> torch.Tensor:
+    """Whisper's log-mel of samples of any length: (n_mels, samples // 160), clamped below their maximum."""
     features = _extractor(n_mels)(
-        _padded(waveform), sampling_rate=SAMPLE_RATE, padding="do_not_pad", truncation=False, return_tensors="pt"
+        samples, sampling_rate=SAMPLE_RATE, padding="do_not_pad", truncation=False, return_tensors="pt"
     )
     return features.input_features[0]
 
 
 @lru_cache
 def _extractor(n_mels: int) -> WhisperFeatureExtractor:
-    return WhisperFeatureExtractor(feature_size=n_mels, sampling_rate=SAMPLE_RATE, hop_length=HOP_SAMPLES)
+    return WhisperFeatureExtractor(
+        feature_size=n_mels, sampling_rate=SAMPLE_RATE, hop_length=HOP_SAMPLES, n_fft=FFT_SAMPLES
+    )
 
 
 def _padded(waveform: np.ndarray) -> np.ndarray:
