@@ -1,0 +1,150 @@
+"""Short clips packed into windows of 30 s: full ones, ones with a silent end, and ones without any speech (ours).
+
+A window costs the same however little is said in it, so clips are packed. But a model that has only seen full windows
+invents words in silence, so some windows keep a silent end and some hold no speech at all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pydantic
+import soxr
+
+from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES
+from fastslm.data.manifest import Clip
+
+SECONDS_FREE_AT_END = 0.1
+
+
+class Packing(pydantic.BaseModel):
+    """How windows are composed. Every share is of windows or clips, every range is drawn from evenly."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    # Seconds of silence between two clips of a window.
+    gap: tuple[float, float] = (0.05, 0.6)
+    # Share of windows that hold one to three clips and then nothing.
+    silent_ends: float = pydantic.Field(0.25, ge=0, le=1)
+    # Share of windows with environmental sound or silence only; their text is empty.
+    without_speech: float = pydantic.Field(0.03, ge=0, le=1)
+    # A clip is played at one of these speeds (pitch moves with it).
+    speeds: tuple[float, ...] = (1.0,)
+    # Share of windows under which environmental sound or noise is laid, and how far below the speech, in dB.
+    noise: float = pydantic.Field(0.0, ge=0, le=1)
+    noise_db: tuple[float, float] = (8.0, 30.0)
+    # Each clip's level is moved by up to so many dB.
+    gain_db: float = pydantic.Field(6.0, ge=0)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One clip in a window: at which sample it starts, how fast it plays, and its gain in dB."""
+
+    clip: Clip
+    start: int
+    samples: int
+    speed: float
+    gain_db: float
+
+
+@dataclass(frozen=True)
+class PackedWindow:
+    """The plan of one window; `render` makes the waveform. `seed` draws its noise."""
+
+    placements: tuple[Placement, ...]
+    noise: Clip | None
+    noise_db: float | None
+    seed: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        """What is said in the window, clip after clip."""
+        return " ".join(p.clip.text or "" for p in self.placements).strip()
+
+
+def pack(clips: Sequence[Clip], sounds: Sequence[Clip], packing: Packing, seed: Sequence[int]) -> list[PackedWindow]:
+    """Lay every clip into exactly one window, in an order that only the seed decides.
+
+    Args:
+        clips: speech with text. sounds: environmental sound for windows without speech and for noise.
+        seed: anything that makes this packing differ from another, such as (recipe seed, variant).
+
+    Returns:
+        The windows, in random order.
+    """
+    order = np.random.default_rng([*seed, 0])
+    queue = [clips[i] for i in order.permutation(len(clips))]
+    windows: list[PackedWindow] = []
+    while queue:
+        rng = np.random.default_rng([*seed, 1, len(windows)])
+        limit = int(rng.integers(1, 4)) if rng.random() < packing.silent_ends else None
+        placements = _fill(queue, packing, rng, limit)
+        noise, noise_db = None, None
+        if rng.random() < packing.noise:
+            noise = sounds[int(rng.integers(len(sounds)))] if len(sounds) and rng.random() < 0.7 else None
+            noise_db = float(rng.uniform(*packing.noise_db))
+        windows.append(PackedWindow(placements, noise, noise_db, (*seed, 2, len(windows))))
+    for index in range(round(len(windows) * packing.without_speech)):
+        rng = np.random.default_rng([*seed, 3, index])
+        sound = sounds[int(rng.integers(len(sounds)))] if len(sounds) and rng.random() < 0.8 else None
+        windows.append(PackedWindow((), sound, float(rng.uniform(0, 30)) if sound else None, (*seed, 4, index)))
+    return [windows[i] for i in order.permutation(len(windows))]
+
+
+def _fill(queue: list[Clip], packing: Packing, rng: np.random.Generator, limit: int | None) -> tuple[Placement, ...]:
+    """Take clips from the queue until none of the next few fits any more, or `limit` are in."""
+    room = WINDOW_SAMPLES - round(SECONDS_FREE_AT_END * SAMPLE_RATE)
+    at = round(rng.uniform(*packing.gap) * SAMPLE_RATE)
+    placed: list[Placement] = []
+    look_ahead = 40
+    while queue and (limit is None or len(placed) < limit):
+        speed = float(packing.speeds[int(rng.integers(len(packing.speeds)))])
+        fits = None
+        for index, clip in enumerate(queue[:look_ahead]):
+            if at + clip.duration / speed * SAMPLE_RATE <= room:
+                fits = index
+                break
+        if fits is None:
+            if placed:
+                break
+            # A clip that fills the window by itself is played at its own speed from the very start.
+            fits, speed, at = 0, 1.0, 0
+        clip = queue.pop(fits)
+        samples = min(round(clip.duration / speed * SAMPLE_RATE), WINDOW_SAMPLES - at)
+        gain = float(rng.uniform(-packing.gain_db, packing.gain_db))
+        placed.append(Placement(clip, at, samples, speed, gain))
+        at += samples + round(rng.uniform(*packing.gap) * SAMPLE_RATE)
+    return tuple(placed)
+
+
+def render(window: PackedWindow) -> np.ndarray:
+    """The window's waveform: (480000,) float32, 16 kHz mono."""
+    rng = np.random.default_rng(window.seed)
+    wave = np.zeros(WINDOW_SAMPLES, dtype=np.float32)
+    for placement in window.placements:
+        sound = placement.clip.read()
+        if placement.speed != 1.0:
+            sound = soxr.resample(sound, SAMPLE_RATE, SAMPLE_RATE / placement.speed).astype(np.float32)
+        sound = sound[: WINDOW_SAMPLES - placement.start] * 10 ** (placement.gain_db / 20)
+        wave[placement.start : placement.start + len(sound)] += sound
+    if window.noise_db is not None:
+        level = _level(wave) if window.placements else 0.05
+        noise = _noise(window.noise, rng)
+        wave += noise * (level * 10 ** (-window.noise_db / 20) / max(_level(noise), 1e-6))
+    peak = float(np.abs(wave).max())
+    return wave / peak if peak > 1.0 else wave
+
+
+def _level(wave: np.ndarray) -> float:
+    """Root mean square of what is not silent."""
+    loud = wave[np.abs(wave) > 1e-4]
+    return float(np.sqrt(np.mean(loud**2))) if loud.size else 0.0
+
+
+def _noise(sound: Clip | None, rng: np.random.Generator) -> np.ndarray:
+    """A window of a repeated sound from a random place on, or of white noise."""
+    if sound is None:
+        return rng.standard_normal(WINDOW_SAMPLES).astype(np.float32)
+    wave = sound.read()
+    start = int(rng.integers(len(wave)))
+    return np.take(wave, np.arange(start, start + WINDOW_SAMPLES), mode="wrap")

@@ -1,0 +1,235 @@
+"""Recipes: everything that a training run depends on, checked before anything slow starts."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import yaml
+
+from fastslm.data.packing import Packing
+from fastslm.errors import RecipeError
+from fastslm.model.configuration import LORA_TARGETS
+
+Positive = pydantic.Field(gt=0)
+
+
+class Section(pydantic.BaseModel):
+    """A part of a recipe: no unknown keys, nothing changes after the check."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class HFQRecipe(Section):
+    """Sizes and switches of the HFQ-Former, as in `HFQFormerConfig`; its width is the encoder's."""
+
+    stage_tokens: tuple[int, int, int] = (80, 80, 80)
+    final_tokens: int = pydantic.Field(50, gt=0)
+    detail_blocks: int = pydantic.Field(2, ge=0)
+    query_start: Literal["random", "time"] = "random"
+    detail_positions: bool = False
+    detail_start: Literal["random", "positional"] = "random"
+    attention_span: int | None = pydantic.Field(None, ge=0)
+
+
+class CTCRecipe(Section):
+    """The CTC head that reads the tokens (ours)."""
+
+    hidden_size: int = pydantic.Field(256, gt=0)
+    layers: int = pydantic.Field(4, gt=0)
+
+
+class LoRARecipe(Section):
+    """LoRA of the language model."""
+
+    rank: int = pydantic.Field(16, ge=0)
+    alpha: int = pydantic.Field(64, gt=0)
+    dropout: float = pydantic.Field(0.01, ge=0, lt=1)
+    targets: tuple[str, ...] = LORA_TARGETS
+
+
+class ModelRecipe(Section):
+    """Which base weights, and the sizes of what is trained on them."""
+
+    encoder: str
+    text_model: str
+    hfq: HFQRecipe = HFQRecipe()
+    ctc: CTCRecipe | None = CTCRecipe()
+    lora: LoRARecipe = LoRARecipe()
+    mel_mode: Literal["window", "authors"] = "window"
+    prompt_layout: Literal["audio_first", "task_first"] = "audio_first"
+
+
+class ManifestShare(Section):
+    """A manifest and the share of its clips that takes part, drawn anew for each variant."""
+
+    path: Path
+    share: float = pydantic.Field(1.0, gt=0, le=1)
+
+
+class DataRecipe(Section):
+    """Training windows are packed `variants` times, each time otherwise, and their features cached."""
+
+    train: tuple[ManifestShare, ...] = pydantic.Field(min_length=1)
+    sounds: Path | None = None
+    validation: Path
+    validation_clips: int = pydantic.Field(100, gt=0)
+    variants: int = pydantic.Field(1, gt=0)
+    packing: Packing = Packing()
+    cache: Path = Path("cache")
+
+
+class Rates(Section):
+    """Peak learning rates, each of a part; 0 keeps the part as it is. `matrices` are 2-D weights, given to Muon."""
+
+    hfq_matrices: float = pydantic.Field(0.0, ge=0)
+    hfq_other: float = pydantic.Field(0.0, ge=0)
+    head_matrices: float = pydantic.Field(0.0, ge=0)
+    head_other: float = pydantic.Field(0.0, ge=0)
+    projector: float = pydantic.Field(0.0, ge=0)
+    lora: float = pydantic.Field(0.0, ge=0)
+
+
+class Phase(Section):
+    """A part of the stage with one objective, one set of learning rates and one schedule.
+
+    objective: `tied` is the tied start (looks share one value map), `alignment` classifies characters in time against
+    forced alignments, `ctc` reads the tokens with the CTC head, `llm` is the paper's loss on the transcript's tokens.
+    """
+
+    name: str
+    objective: Literal["tied", "alignment", "ctc", "llm"]
+    steps: int = pydantic.Field(gt=0)
+    batch_windows: int = pydantic.Field(8, gt=0)
+    accumulate: int = pydantic.Field(1, gt=0)
+    rates: Rates
+    warmup_steps: int = pydantic.Field(30, ge=0)
+    # The learning rate falls on a half cosine to this share of its peak.
+    final_rate: float = pydantic.Field(0.0, ge=0, le=1)
+    weight_decay: float = pydantic.Field(0.0, ge=0)
+    clip_norm: float = pydantic.Field(1.0, gt=0)
+    # Frames by which a window's features are rolled at random, so that words meet other slots.
+    shift_frames: int = pydantic.Field(0, ge=0)
+    # Share of a window's frames that is blanked, in stretches of up to `mask_frames`.
+    mask: float = pydantic.Field(0.0, ge=0, lt=1)
+    mask_frames: int = pydantic.Field(15, gt=0)
+    dropout: float = pydantic.Field(0.1, ge=0, lt=1)
+    # Weight of the CTC loss beside the language model's.
+    ctc_weight: float = pydantic.Field(0.0, ge=0)
+    # Weights are averaged over the steps with this decay, and the average is what leaves the phase; 0 is off.
+    average: float = pydantic.Field(0.0, ge=0, lt=1)
+    validate_every: int = pydantic.Field(200, gt=0)
+
+    @pydantic.model_validator(mode="after")
+    def _something_trains(self) -> "Phase":
+        if not any(self.rates.model_dump().values()):
+            raise ValueError("every learning rate is 0, so nothing would train")
+        return self
+
+
+class Recipe(Section):
+    """A training run."""
+
+    name: str
+    stage: Literal[1, 2, 3]
+    seed: int
+    model: ModelRecipe
+    data: DataRecipe
+    phases: tuple[Phase, ...] = pydantic.Field(min_length=1)
+    out: Path
+    start_from: Path | None = None
+    device: str = "auto"
+    precision: Literal["bf16", "float32"] = "bf16"
+    # torch's threads; a resumed run gives the same bits only with the same number.
+    threads: int = pydantic.Field(2, gt=0)
+    checkpoint_minutes: float = pydantic.Field(3.0, gt=0)
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a YAML recipe, apply `--set a.b=c` overrides, and check everything at once.
+
+    Args:
+        overrides: each `dotted.key=value`, the value in YAML; `phases.0.steps=10` reaches into lists.
+
+    Raises:
+        RecipeError: with every fault that was found; an unknown key is named beside the nearest known one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecipeError(f"{path}: there is no such recipe; give a YAML file such as recipes/tiny/stage1.yaml.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: this is not YAML ({str(error).splitlines()[0]}); correct the file.") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys to values; see recipes/tiny/stage1.yaml.")
+    for override in overrides:
+        _override(content, override)
+    return check_recipe(content, str(path))
+
+
+def check_recipe(content: dict[str, Any], where: str) -> Recipe:
+    """Validate a recipe's content.
+
+    Raises:
+        RecipeError: with every fault that was found, in one sentence each.
+    """
+    try:
+        recipe = Recipe.model_validate(content)
+    except pydantic.ValidationError as error:
+        raise RecipeError(f"{where}: " + "; ".join(_sentence(fault) for fault in error.errors()) + ".") from None
+    missing = [str(m) for m in (*(t.path for t in recipe.data.train), recipe.data.validation) if not m.is_file()]
+    if recipe.data.sounds is not None and not recipe.data.sounds.is_file():
+        missing.append(str(recipe.data.sounds))
+    if missing:
+        raise RecipeError(f"{where}: missing manifests: {', '.join(missing)}; correct the paths or make the files.")
+    if recipe.start_from is not None and not recipe.start_from.is_dir():
+        raise RecipeError(f"{where}: start_from {recipe.start_from} is no folder; train the stage before it first.")
+    return recipe
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {override!r}: write key.subkey=value, for instance --set seed=2.")
+    node: Any = content
+    *parents, last = key.split(".")
+    for part in parents:
+        try:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        except (ValueError, IndexError, AttributeError):
+            raise RecipeError(f"--set {override!r}: the recipe has no {part!r} there to set a value in.") from None
+    try:
+        if isinstance(node, list):
+            node[int(last)] = yaml.safe_load(value)
+        else:
+            node[last] = yaml.safe_load(value)
+    except (ValueError, IndexError, TypeError, yaml.YAMLError):
+        raise RecipeError(f"--set {override!r}: this value cannot be set there; see the recipe's layout.") from None
+
+
+def _sentence(fault: Any) -> str:
+    """One fault of pydantic's, in our words; an unknown key with the nearest known one."""
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(fault["loc"][:-1])
+        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known there: {', '.join(known)}"
+        return f"unknown key {where} ({hint})"
+    if fault["type"] == "missing":
+        return f"the key {where} is missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{where} is {fault['input']!r}: {message[0].lower() + message[1:]}" if where else message
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    """The keys that a place in a recipe knows."""
+    model: Any = Recipe
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        candidates += [inner for c in candidates for inner in getattr(c, "__args__", ())]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, pydantic.BaseModel))
+    return list(model.model_fields)
