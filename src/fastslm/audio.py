@@ -9,12 +9,15 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
 import av
 import numpy as np
 import soxr
 import torch
+from av.audio.frame import AudioFrame
+from av.audio.plane import AudioPlane
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import FFmpegError
@@ -210,7 +213,8 @@ def _blocks(pieces: Iterable[np.ndarray], size: int, name: str) -> Iterator[np.n
         whole = held - held % size
         for start in range(0, whole, size):
             yield joined[start : start + size]
-        pending, held = [joined[whole:]], held - whole
+        pending, held = [joined[whole:].copy()], held - whole  # a view would keep the block in memory
+        del joined
     if total < MIN_SAMPLES:
         raise AudioError(
             f"{name} holds {total / SAMPLE_RATE:.2g} s of sound, at least {MIN_SECONDS} s is needed: "
@@ -366,17 +370,18 @@ def _file_chunks(source: object, on_warning: Callable[[str], None]) -> Iterator[
         estimated = announced is not None and _is_estimate(announced, container, stream)
         missing = _missing_seconds(file, container, stream)
         seconds = 0.0
-        damage: list[tuple[float, str]] = []
-        for chunk in _gathered(_frames(container, stream, damage)):
+        tally = _Tally()
+        for chunk in _gathered(_frames(container, stream, tally)):
             seconds += chunk.samples.shape[1] / chunk.rate
             yield chunk
         if not seconds:
-            raise _not_readable(name, damage[0][1] if damage else "no sound in it can be decoded")
-        if damage:
-            position, reason = damage[0]
+            raise _not_readable(name, tally.reason or "no sound in it can be decoded")
+        if tally.failed > tally.decoded:  # noise has a few bytes that pass for sound
+            raise _not_readable(name, f"of {tally.failed + tally.decoded} packets {tally.failed} cannot be decoded")
+        if tally.failed:
             on_warning(
-                f"{name} is damaged: what could not be decoded was left out (packets: {len(damage)}, the first after "
-                f"{position:.1f} s of sound; {reason})."
+                f"{name} is damaged: what could not be decoded was left out (packets: {tally.failed}, the first after "
+                f"{tally.intact_seconds:.1f} s of sound; {tally.reason})."
             )
         if missing:
             announced, estimated = seconds + missing, False
@@ -387,30 +392,52 @@ def _file_chunks(source: object, on_warning: Callable[[str], None]) -> Iterator[
             )
 
 
-def _frames(container: InputContainer, stream: AudioStream, damage: list[tuple[float, str]]) -> Iterator[_Chunk]:
-    """What FFmpeg decodes, frame by frame; adds (seconds decoded so far, reason) to `damage` for what it cannot."""
+@dataclass
+class _Tally:
+    """How decoding went, in packets."""
+
+    decoded: int = 0
+    failed: int = 0
+    intact_seconds: float = 0.0  # before the first that failed
+    reason: str = ""  # FFmpeg's, for the first that failed
+
+    def fail(self, seconds: float, error: FFmpegError) -> None:
+        if not self.failed:
+            self.intact_seconds, self.reason = seconds, str(error.strerror)
+        self.failed += 1
+
+
+def _frames(container: InputContainer, stream: AudioStream, tally: _Tally) -> Iterator[_Chunk]:
+    """What FFmpeg decodes, frame by frame; what it cannot is left out and counted in `tally`."""
     seconds = 0.0
     packets = container.demux(stream)
     while True:
         try:
             packet = next(packets, None)
         except FFmpegError as error:
-            damage.append((seconds, str(error.strerror)))
+            tally.fail(seconds, error)
             return
         if packet is None:
             return
         try:
             frames = packet.decode()
         except FFmpegError as error:
-            damage.append((seconds, str(error.strerror)))
+            tally.fail(seconds, error)
             continue
+        tally.decoded += 1
         for frame in frames:
-            planar = frame.format.is_planar
-            dtype, channels = _FFMPEG_SAMPLES[frame.format.name.removesuffix("p")], frame.layout.nb_channels
-            count = frame.samples if planar else frame.samples * channels
-            planes = [np.frombuffer(memoryview(plane), dtype, count) for plane in frame.planes]
             seconds += frame.samples / frame.sample_rate
-            yield _Chunk(np.stack(planes) if planar else planes[0].reshape(-1, channels).T, frame.sample_rate)
+            yield _Chunk(_channels(frame), frame.sample_rate)
+
+
+def _channels(frame: AudioFrame) -> np.ndarray:
+    """A frame's samples as they are, (channels, samples); FFmpeg's own mixing would weigh the channels."""
+    channels, planar = frame.layout.nb_channels, frame.format.is_planar
+    dtype, count = _FFMPEG_SAMPLES[frame.format.name.removesuffix("p")], frame.samples * (1 if planar else channels)
+    # Not `frame.planes`: of eight planes PyAV 18 finds a ninth behind the end of the list.
+    planes = [AudioPlane(frame, index) for index in range(channels if planar else 1)]
+    samples = [np.frombuffer(memoryview(plane), dtype, count) for plane in planes]
+    return np.stack(samples) if planar else samples[0].reshape(-1, channels).T
 
 
 def _gathered(frames: Iterable[_Chunk]) -> Iterator[_Chunk]:

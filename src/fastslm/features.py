@@ -18,6 +18,7 @@ HOP_SAMPLES = 160
 FFT_SAMPLES = 400
 CONTEXT_FRAMES = -(-FFT_SAMPLES // (2 * HOP_SAMPLES))  # a frame sees half an FFT on either side of its middle
 CLAMP = 8 / 4  # log-mels reach 8 (decades) below their maximum, and Whisper then divides by 4
+ROUNDING = 1e-6  # between the log-mels of the same samples in pieces of different lengths
 WINDOW_FRAMES = WINDOW_SAMPLES // HOP_SAMPLES
 FRAMES = WINDOW_FRAMES
 
@@ -109,7 +110,7 @@ def file_mel(waveform: np.ndarray, n_mels: int) -> torch.Tensor:
         features[index, :, : stop - first] = piece[:, before : before + stop - first]
         loudest = max(loudest, piece.max().item())
     maximum = max(window.max().item() for window in _real_frames(features, frames))
-    if loudest > maximum:
+    if loudest > maximum + ROUNDING:
         # A piece's edge, where its signal was mirrored, was louder than anything in the file, and clamped too much.
         whole = _log_mel(samples, n_mels)
         for window, part in zip(_real_frames(features, frames), whole.split(WINDOW_FRAMES, dim=1), strict=True):
