@@ -301,14 +301,12 @@ def test_bytes_that_are_no_media_are_refused(tmp_path, name, content):
     expect_refusal(tmp_path / name, name)
 
 
-def test_a_playlist_cannot_make_us_read_other_files(tmp_path, tone):
-    (tmp_path / "a.wav").write_bytes(wav_bytes(tone(1.0)))
-    for name, text in [
-        ("list.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{}\n#EXT-X-ENDLIST\n"),
-        ("list.ffconcat", "ffconcat version 1.0\nfile {}\n"),
-    ]:
-        (tmp_path / name).write_text(text.format(tmp_path / "a.wav"))
-        expect_refusal(tmp_path / name, name)
+def test_a_playlist_cannot_make_us_read_other_files(tmp_path, encode, tone):
+    encode(tmp_path / "a.aac", tone(1.0, 44_100), 44_100, "aac")
+    (tmp_path / "list.ffconcat").write_text("ffconcat version 1.0\nfile a.aac\n")
+    expect_refusal(tmp_path / "list.ffconcat", "list.ffconcat")
+    (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\na.aac\n#EXT-X-ENDLIST\n")
+    expect_refusal(tmp_path / "list.m3u8", "list.m3u8")
 
 
 def test_a_video_without_sound_is_refused(tmp_path, encode):
@@ -425,6 +423,16 @@ def test_damage_inside_a_file_costs_only_the_damaged_packets_and_is_said(tmp_pat
     assert 7 < len(samples) / SAMPLE_RATE <= 8.05
     assert len(heard) == 1
     assert "a.m4a is damaged" in heard[0]
+
+
+def test_sound_that_a_container_skips_over_without_an_error_is_said_too(tmp_path, encode, tone):
+    path = encode(tmp_path / "a.mkv", tone(20.0, 44_100), 44_100, "pcm_s16le")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 2_000] = np.random.default_rng(0).bytes(2_000)
+    path.write_bytes(content)
+    samples, heard = warnings_of(path)
+    assert 10 < len(samples) / SAMPLE_RATE < 19
+    assert "of the 20.0 s" in heard[-1]
 
 
 def test_without_a_listener_the_loss_is_a_python_warning(tmp_path, tone):
