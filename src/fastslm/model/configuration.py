@@ -111,6 +111,7 @@ class FastSLMConfig(PreTrainedConfig):
         mel_mode: `window`, each 30 s on its own (ours), or `authors`, one log-mel over the whole file.
         prompt_layout: `audio_first` (ours) or `task_first` (the authors').
         audio_token_id: the placeholder that speech tokens replace.
+        added_embeddings: rows by which the text model's embedding outgrew the base's, because the tokenizer did.
         ctc_head: whether the checkpoint carries a CTC head (ours, architecture.md "the tied start").
         ctc_hidden_size, ctc_layers, ctc_steps_per_token: sizes of that head.
     """
@@ -132,6 +133,7 @@ class FastSLMConfig(PreTrainedConfig):
         mel_mode: str = "window",
         prompt_layout: str = "audio_first",
         audio_token_id: int | None = None,
+        added_embeddings: int = 0,
         ctc_head: bool = False,
         ctc_hidden_size: int = 256,
         ctc_layers: int = 4,
@@ -156,6 +158,7 @@ class FastSLMConfig(PreTrainedConfig):
         self.mel_mode = mel_mode
         self.prompt_layout = prompt_layout
         self.audio_token_id = audio_token_id
+        self.added_embeddings = added_embeddings
         self.ctc_head = ctc_head
         self.ctc_hidden_size = ctc_hidden_size
         self.ctc_layers = ctc_layers

@@ -1,0 +1,435 @@
+"""The whole model in transformers' terms: Whisper encoder, HFQ-Former, projection, language model with LoRA.
+
+input_features ─ encoder (frozen) ─ hfq_former ─ projector ─┐ 50 embeddings a window
+input_ids ─ embedding, its <|AUDIO|> places filled with ────┘ ─ language_model ─ logits
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.utils import can_return_tuple
+
+from fastslm.model.configuration import FastSLMConfig
+from fastslm.model.hfq_former import HFQFormer
+from fastslm.model.lora import add_lora, is_lora_key, lora_layers, lora_switched, merge_lora
+from fastslm.model.saving import CheckpointMixin
+from fastslm.model.starts import start_hfq_former
+
+# Without gradients, windows pass the encoder in groups: memory does not grow with the recording.
+WINDOWS_AT_ONCE = 8
+# Arguments of `forward` that carry speech, at most one of them.
+SPEECH_INPUTS = ("input_features", "encoder_frames", "speech_tokens")
+
+
+@dataclass
+class FastSLMCausalLMOutputWithPast(CausalLMOutputWithPast):
+    """As transformers' `CausalLMOutputWithPast`, and the speech embeddings that went into the prompt.
+
+    speech_tokens: (speech tokens of the whole batch, text hidden), `None` where no speech was given.
+    """
+
+    speech_tokens: torch.FloatTensor | None = None
+
+
+class FastSLMForConditionalGeneration(CheckpointMixin, PreTrainedModel, GenerationMixin):
+    """Hears speech at 50 tokens a 30 s window and answers in text (arXiv 2601.06199).
+
+    Only the HFQ-Former, the projection, LoRA and the CTC head, if there is one, are trainable. LoRA is on where the
+    prompt, or the cache that continues it, holds speech: a prompt of text alone is answered by the base model.
+
+    Args:
+        config: the configuration.
+        encoder, language_model: parts that already hold weights; without them both are made from the configuration.
+    """
+
+    config_class = FastSLMConfig
+    config: FastSLMConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("audio", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _no_split_modules = ["WhisperEncoderLayer", "Compressor", "DetailRecovery"]
+
+    def __init__(
+        self,
+        config: FastSLMConfig,
+        encoder: WhisperEncoder | None = None,
+        language_model: PreTrainedModel | None = None,
+    ):
+        super().__init__(config)
+        self.encoder = encoder if encoder is not None else WhisperEncoder._from_config(config.audio_config)
+        self.hfq_former = HFQFormer(config.hfq_config)
+        if language_model is None:
+            language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model = language_model
+        text_hidden = config.text_config.get_text_config().hidden_size
+        self.projector = nn.Linear(config.hfq_config.hidden_size, text_hidden)
+        on_meta = self.projector.weight.is_meta
+        add_lora(self.language_model, config, on_meta=on_meta)
+        self.ctc_head = None
+        if config.ctc_head:
+            from fastslm.model.ctc_head import CTCHead
+
+            self.ctc_head = CTCHead(config)
+        if not on_meta:
+            start_hfq_former(self.hfq_former)
+        self._keep_starts()
+        self._adapter_choice: bool | None = None
+        self._language_model_arguments = frozenset(signature(self.language_model.forward).parameters)
+        self.post_init()
+        self.freeze_base()
+
+    def _keep_starts(self) -> None:
+        """Our parts have just been initialised: transformers' own initialisation must not do it again."""
+        for part in self.trained_parts():
+            for module in part.modules():
+                module._is_hf_initialized = True
+            for parameter in part.parameters():
+                parameter._is_hf_initialized = True
+
+    def trained_parts(self) -> list[nn.Module]:
+        """The modules of our own, all of which is trained: HFQ-Former, projection and, where there is one, CTC head."""
+        return [part for part in (self.hfq_former, self.projector, self.ctc_head) if part is not None]
+
+    def freeze_base(self) -> None:
+        """The encoder and the language model's own weights take no gradient; the encoder stays in evaluation mode."""
+        self.encoder.requires_grad_(False)
+        self.encoder.eval()
+        for name, parameter in self.language_model.named_parameters():
+            if not is_lora_key(f".{name}"):
+                parameter.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "FastSLMForConditionalGeneration":
+        """As in torch, but the frozen encoder never leaves evaluation mode."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs: Any) -> None:
+        """As in transformers, without re-entry by default: the frozen embedding's output needs no gradient then."""
+        super().gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}, **kwargs
+        )
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def get_decoder(self) -> nn.Module:
+        return self.language_model.get_decoder()
+
+    def encode(self, input_features: torch.Tensor) -> torch.Tensor:
+        """Log-mel windows → encoder frames, without gradients.
+
+        Args:
+            input_features: (windows, mel bins, 3000), float32; cast to the encoder's dtype here and nowhere else.
+
+        Returns:
+            (windows, 1500, hidden)
+        """
+        dtype = self.encoder.conv1.weight.dtype
+        with torch.no_grad():
+            groups = input_features.to(dtype).split(WINDOWS_AT_ONCE)
+            return torch.cat([self.encoder(group, return_dict=True).last_hidden_state for group in groups])
+
+    def get_speech_tokens(
+        self, input_features: torch.Tensor | None = None, encoder_frames: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What the HFQ-Former makes of windows, before the projection; the CTC head reads this.
+
+        Args:
+            input_features: (windows, mel bins, 3000), or
+            encoder_frames: (windows, 1500, hidden), the encoder's output of before.
+
+        Returns:
+            (windows, 50, hidden)
+        """
+        if (input_features is None) == (encoder_frames is None):
+            raise ValueError("Speech tokens come from input_features or from encoder_frames: give exactly one of them.")
+        if torch.is_grad_enabled():
+            return self._tokens(input_features, encoder_frames)
+        windows = input_features if input_features is not None else encoder_frames
+        assert windows is not None
+        groups = windows.split(WINDOWS_AT_ONCE)
+        if input_features is not None:
+            return torch.cat([self._tokens(group, None) for group in groups])
+        return torch.cat([self._tokens(None, group) for group in groups])
+
+    def _tokens(self, input_features: torch.Tensor | None, encoder_frames: torch.Tensor | None) -> torch.Tensor:
+        if encoder_frames is None:
+            assert input_features is not None
+            encoder_frames = self.encode(input_features)
+        return self.hfq_former(encoder_frames.to(self.hfq_former.compressor1.query.dtype))
+
+    def project(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(…, hidden) → (…, text hidden)"""
+        return self.projector(tokens.to(self.projector.weight.dtype))
+
+    def get_audio_features(self, input_features: torch.Tensor) -> BaseModelOutputWithPooling:
+        """transformers' name for the way from log-mel to embeddings.
+
+        Returns:
+            last_hidden_state (windows, 50, hidden) and pooler_output (windows, 50, text hidden).
+        """
+        tokens = self.get_speech_tokens(input_features)
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self.project(tokens))  # type: ignore
+
+    def embed_speech(
+        self,
+        input_features: torch.Tensor | None = None,
+        encoder_frames: torch.Tensor | None = None,
+        speech_tokens: torch.Tensor | None = None,
+    ) -> torch.Tensor | None:
+        """Whichever of the three was given → (speech tokens of the batch, text hidden); `None` without any.
+
+        Raises:
+            ValueError: more than one was given, or speech tokens of another width.
+        """
+        given = [x for x in (input_features, encoder_frames, speech_tokens) if x is not None]
+        if len(given) > 1:
+            raise ValueError(f"Speech is given more than once: pass one of {', '.join(SPEECH_INPUTS)}.")
+        if not given:
+            return None
+        width = self.projector.out_features
+        if speech_tokens is None:
+            return self.project(self.get_speech_tokens(input_features, encoder_frames)).reshape(-1, width)
+        if speech_tokens.shape[-1] != width:
+            raise ValueError(
+                f"speech_tokens are {speech_tokens.shape[-1]} wide, but the language model is {width} wide: "
+                "pass what embed_speech returned."
+            )
+        return speech_tokens.reshape(-1, width)
+
+    def place_speech(self, input_ids: torch.Tensor, speech: torch.Tensor | None) -> torch.Tensor:
+        """Embeddings of a prompt whose placeholders hold `speech`, in order of rows and places.
+
+        Args:
+            input_ids: (batch, length). speech: (placeholders in all rows, text hidden) or `None`.
+
+        Returns:
+            (batch, length, text hidden)
+
+        Raises:
+            ValueError: the number of placeholders is not that of speech embeddings.
+        """
+        placeholders = input_ids == self.config.audio_token_id
+        # A placeholder's own embedding is never read, so it need not have one.
+        embeddings = self.get_input_embeddings()(input_ids.masked_fill(placeholders, 0))
+        places, count = int(placeholders.sum()), 0 if speech is None else len(speech)
+        if places != count:
+            raise ValueError(
+                f"The prompts hold {places} audio placeholders, but the audio gives {count} speech tokens: "
+                "let FastSLMProcessor expand <|AUDIO|>, which makes the two equal."
+            )
+        if speech is None:
+            return embeddings
+        return embeddings.masked_scatter(placeholders[..., None], speech.to(embeddings.device, embeddings.dtype))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        input_features: torch.Tensor | None = None,
+        encoder_frames: torch.Tensor | None = None,
+        speech_tokens: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        adapter: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> FastSLMCausalLMOutputWithPast:
+        """One pass over prompts, each with any number of clips.
+
+        Positions count real tokens only: what a row gives does not depend on the rows beside it, on whichever side it
+        is padded.
+
+        Args:
+            input_ids: (batch, length), with one placeholder (`config.audio_token_id`) for each speech token.
+            attention_mask: (batch, length so far) of 0 and 1; needed where rows are padded.
+            position_ids: (batch, length), by default counted from the attention mask.
+            input_features: (windows of all rows, mel bins, 3000), or
+            encoder_frames: (windows of all rows, 1500, hidden), the encoder's output of before, or
+            speech_tokens: (…, text hidden), what `embed_speech` returned: as many as there are placeholders.
+            labels: (batch, length), shifted in here; -100 is ignored. The loss is the mean over all labelled tokens,
+                or their sum over `num_items_in_batch`, as transformers' Trainer has it.
+            logits_to_keep: only the last so many positions are given logits; labels must lie among them.
+            adapter: LoRA on or off; by default on where the prompt or the cache that it continues holds speech.
+
+        Raises:
+            ValueError: placeholders and speech differ in number; rows with and without speech in one batch, where
+                `adapter` does not say which way to compute them.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("A prompt is input_ids or inputs_embeds: give exactly one of them.")
+        speech = self.embed_speech(input_features, encoder_frames, speech_tokens)
+        adapter = self._adapter_choice if adapter is None else adapter
+        if input_ids is not None:
+            if speech is not None and adapter is None:
+                self._refuse_mixed_rows(input_ids)
+            inputs_embeds = self.place_speech(input_ids, speech)
+        elif speech is not None:
+            raise ValueError("Speech needs input_ids to know its places: pass them instead of inputs_embeds.")
+        assert inputs_embeds is not None
+        if adapter is None:
+            adapter = speech is not None or holds_speech(past_key_values)
+        if position_ids is None:
+            position_ids = positions(attention_mask, inputs_embeds.shape[1])
+        arguments = dict(attention_mask=attention_mask, past_key_values=past_key_values, use_cache=use_cache)
+        if "position_ids" in self._language_model_arguments:
+            arguments["position_ids"] = position_ids
+        if "logits_to_keep" in self._language_model_arguments:
+            arguments["logits_to_keep"] = logits_to_keep
+        with lora_switched(self.language_model, adapter):
+            outputs = self.language_model(inputs_embeds=inputs_embeds, **arguments, **kwargs, return_dict=True)
+        if adapter and outputs.past_key_values is not None:
+            outputs.past_key_values.holds_speech = True
+        loss = None
+        if labels is not None:
+            labels = labels_to_keep(labels, logits_to_keep)
+            loss = self.loss_function(
+                logits=outputs.logits,
+                labels=labels,
+                vocab_size=outputs.logits.shape[-1],
+                num_items_in_batch=num_items_in_batch,
+            )
+        return FastSLMCausalLMOutputWithPast(
+            loss=loss,
+            logits=outputs.logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+            speech_tokens=speech,
+        )
+
+    def _refuse_mixed_rows(self, input_ids: torch.Tensor) -> None:
+        with_speech = (input_ids == self.config.audio_token_id).any(1)
+        if with_speech.any() and not with_speech.all() and lora_layers(self.language_model):
+            raise ValueError(
+                "The batch mixes prompts with and without speech, and LoRA is on for speech only: run them apart, or "
+                "pass adapter=True to have it on for all."
+            )
+
+    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool = False, **kwargs: Any) -> dict:
+        """Speech goes in at the first step only; afterwards it is in the cache."""
+        inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            for name in SPEECH_INPUTS:
+                inputs.pop(name, None)
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.LongTensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[torch.LongTensor, dict[str, Any]]:
+        """Beams and returned sequences: speech is encoded once, and each row's embeddings are repeated as a whole."""
+        given = {name: model_kwargs.pop(name, None) for name in SPEECH_INPUTS}
+        if expand_size > 1 and input_ids is not None and (speech := self.embed_speech(**given)) is not None:
+            counts = (input_ids == self.config.audio_token_id).sum(1).tolist()
+            if sum(counts) != len(speech):
+                self.place_speech(input_ids, speech)  # raises the sentence
+            rows = [row for part in speech.split(counts) for row in [part] * expand_size]
+            given = {"speech_tokens": torch.cat(rows)}
+        expanded_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+        )
+        return expanded_ids, {**model_kwargs, **{name: x for name, x in given.items() if x is not None}}
+
+    @contextmanager
+    def adapter_forced(self, on: bool) -> Iterator[None]:
+        """LoRA on or off inside the context, whatever the prompts hold, unless `forward` is told `adapter`."""
+        before, self._adapter_choice = self._adapter_choice, on
+        try:
+            yield
+        finally:
+            self._adapter_choice = before
+
+    def merge_lora(self) -> "FastSLMForConditionalGeneration":
+        """Add LoRA into the language model's weights, in place: faster, and no longer to be switched off.
+
+        A prompt of text alone then no longer equals the base model, and the trained part can no longer be saved alone.
+        """
+        merge_lora(self.language_model)
+        self.config.lora_rank = 0
+        return self
+
+
+def holds_speech(cache: Cache | None) -> bool:
+    """Whether speech is part of what a cache was filled with; `forward` leaves the mark, so it survives copies."""
+    return getattr(cache, "holds_speech", False)
+
+
+def positions(attention_mask: torch.Tensor | None, length: int) -> torch.LongTensor | None:
+    """Positions of the last `length` places, counting real tokens only; `None` without a mask of two dimensions.
+
+    Args:
+        attention_mask: (batch, places so far) of 0 and 1.
+
+    Returns:
+        (batch, length) of int64
+    """
+    if attention_mask is None or attention_mask.dim() != 2:
+        return None
+    counted = attention_mask.long().cumsum(-1) - 1
+    return counted.clamp(min=0)[:, -length:]  # type: ignore[return-value]
+
+
+def labels_to_keep(labels: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """The labels of the positions that have logits.
+
+    Raises:
+        ValueError: a label would have no logits, or positions were chosen one by one.
+    """
+    if isinstance(logits_to_keep, torch.Tensor):
+        raise ValueError("A loss needs consecutive positions: give logits_to_keep as a number, or no labels.")
+    if logits_to_keep == 0:
+        return labels
+    # The first kept position predicts the label after it; its own would need the position before.
+    if bool((labels[:, : labels.shape[1] - logits_to_keep + 1] != -100).any()):
+        raise ValueError(
+            f"Labels begin before the last {logits_to_keep} positions: keep one position more than there are labels."
+        )
+    return labels[:, -logits_to_keep:]
+
+
+AutoModel.register(FastSLMConfig, FastSLMForConditionalGeneration)
+AutoModelForMultimodalLM.register(FastSLMConfig, FastSLMForConditionalGeneration)
+AutoModelForSpeechSeq2Seq.register(FastSLMConfig, FastSLMForConditionalGeneration)
+AutoModelForSeq2SeqLM.register(FastSLMConfig, FastSLMForConditionalGeneration)
