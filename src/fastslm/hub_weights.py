@@ -9,7 +9,7 @@ from fastslm.errors import WeightsError
 from fastslm.wheel_download import megabytes
 
 # The same weights in other formats, which are left out where safetensors are there.
-OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.gguf", "*.tflite", "*.ot")
+OTHER_FORMATS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".tflite", ".ot")
 
 
 def fetch_from_hub(name: str, markers: Path, *, allow_fetch: bool, progress: Callable[[str], None]) -> Path:
@@ -25,8 +25,8 @@ def fetch_from_hub(name: str, markers: Path, *, allow_fetch: bool, progress: Cal
     from huggingface_hub import constants as hub
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
+        HTTPError,  # the HTTP client's, which each major release changes  # pyright: ignore[reportPrivateImportUsage]
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -47,8 +47,10 @@ def fetch_from_hub(name: str, markers: Path, *, allow_fetch: bool, progress: Cal
         files = {
             file.rfilename: file.size or 0 for file in HfApi().model_info(name, files_metadata=True).siblings or []
         }
-        ignore = list(OTHER_FORMATS) if any(file.endswith(".safetensors") for file in files) else []
-        wanted = {file: size for file, size in files.items() if not any(Path(file).match(glob) for glob in ignore)}
+        ignore: list[str] = []
+        if any(file.endswith(".safetensors") for file in files):
+            ignore = [file for file in files if file.endswith(OTHER_FORMATS)]
+        wanted = {file: size for file, size in files.items() if file not in ignore}
         progress(f"Fetching {name} ({megabytes(sum(wanted.values()))}) from the Hugging Face Hub.")
         folder = Path(snapshot_download(name, ignore_patterns=ignore))
     except GatedRepoError as error:
@@ -57,15 +59,16 @@ def fetch_from_hub(name: str, markers: Path, *, allow_fetch: bool, progress: Cal
         ) from error
     except RepositoryNotFoundError as error:
         raise WeightsError(
-            f"There is no {name} on the Hugging Face Hub, or it is private: check the name, or log in with `hf auth login`."
+            f"There is no {name} on the Hugging Face Hub, or it is private: check the name, or log in with "
+            "`hf auth login`."
         ) from error
     except HFValidationError as error:
         raise WeightsError(f"{name!r} is not a Hub id: {error}.") from error
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (HTTPError, OfflineModeIsEnabled, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise WeightsError(
-            f"{name} could not be fetched from the Hugging Face Hub: {reason}; check the network and run again, or give "
-            "a folder."
+            f"{name} could not be fetched from the Hugging Face Hub: {reason}; check the network and run again, or "
+            "give a folder."
         ) from error
     _mark(marker, folder, wanted)
     return folder

