@@ -3,8 +3,8 @@
     task_first   <|ASR|><|audio_bos|><|AUDIO|><|audio_eos|>⏎Transcribe the audio clip into text.      (the authors')
     audio_first  <|audio_bos|><|AUDIO|><|audio_eos|><|ASR|>⏎Transcribe the audio clip into text.      (ours)
 
-In `audio_first` everything up to and including `<|audio_eos|>` is the same for every task and question, so one KV cache of
-a recording serves them all.
+In `audio_first` everything up to and including `<|audio_eos|>` is the same for every task and question, so one KV cache
+of a recording serves them all.
 """
 
 import re

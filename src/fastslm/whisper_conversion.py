@@ -194,7 +194,7 @@ def convert_whisper(source: Path, target: Path) -> None:
 
 
 def _tokenizer(source: Path, vocabulary: int):
-    """The tokenizer of the folder, with what faster-whisper leaves out: the timestamps, and which tokens are special."""
+    """The tokenizer of the folder, and what faster-whisper leaves out: timestamps, and which tokens are special."""
     from tokenizers import AddedToken
     from transformers import WhisperTokenizer
 

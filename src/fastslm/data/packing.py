@@ -24,16 +24,16 @@ class Packing(pydantic.BaseModel):
     # Seconds of silence between two clips of a window.
     gap: tuple[float, float] = (0.05, 0.6)
     # Share of windows that hold one to three clips and then nothing.
-    silent_ends: float = pydantic.Field(0.25, ge=0, le=1)
+    silent_ends: float = pydantic.Field(default=0.25, ge=0, le=1)
     # Share of windows with environmental sound or silence only; their text is empty.
-    without_speech: float = pydantic.Field(0.03, ge=0, le=1)
+    without_speech: float = pydantic.Field(default=0.03, ge=0, le=1)
     # A clip is played at one of these speeds (pitch moves with it).
     speeds: tuple[float, ...] = (1.0,)
     # Share of windows under which environmental sound or noise is laid, and how far below the speech, in dB.
-    noise: float = pydantic.Field(0.0, ge=0, le=1)
+    noise: float = pydantic.Field(default=0.0, ge=0, le=1)
     noise_db: tuple[float, float] = (8.0, 30.0)
     # Each clip's level is moved by up to so many dB.
-    gain_db: float = pydantic.Field(6.0, ge=0)
+    gain_db: float = pydantic.Field(default=6.0, ge=0)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Sizes and switches of a FastSLM. They travel with the weights, and nothing else holds a size."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, WhisperConfig
 
@@ -65,7 +65,7 @@ class HFQFormerConfig(PreTrainedConfig):
     def _check(self) -> None:
         if self.hidden_size <= 0 or self.hidden_size % self.head_size or self.hidden_size % 2:
             raise ValueError(
-                f"hidden_size is {self.hidden_size}; it must be an even, positive multiple of head_size {self.head_size}."
+                f"hidden_size is {self.hidden_size}; it must be an even multiple of head_size {self.head_size}."
             )
         if len(self.stage_tokens) != 3 or min(self.stage_tokens) <= 0 or self.final_tokens <= 0:
             raise ValueError(
@@ -117,7 +117,7 @@ class FastSLMConfig(PreTrainedConfig):
     """
 
     model_type = "fastslm"
-    sub_configs = {"audio_config": WhisperConfig, "hfq_config": HFQFormerConfig, "text_config": AutoConfig}
+    sub_configs: ClassVar = {"audio_config": WhisperConfig, "hfq_config": HFQFormerConfig, "text_config": AutoConfig}  # type: ignore  # noqa: RUF012
 
     def __init__(
         self,

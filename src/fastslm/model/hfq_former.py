@@ -11,6 +11,8 @@
 Everything that is ours is a switch of `HFQFormerConfig`; with all of them off the arithmetic is the paper's.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -104,7 +106,7 @@ class DetailRecovery(nn.Module):
     """One block in which the distilled tokens look once more at the frames of all scales (paper section 3.2).
 
     Pre-norm and residual, without a feed-forward part; keys and values are not normed again. As published it has no
-    positions. With `detail_positions`, the queries and keys of the cross-attention, but not its values, know their time.
+    positions. With `detail_positions`, queries and keys of the cross-attention, but not its values, know their time.
     """
 
     def __init__(self, config: HFQFormerConfig):
@@ -165,9 +167,14 @@ class HFQFormer(nn.Module):
         tokens = self.distillation(torch.cat([q1, q2, q3], dim=1))
         if self.detail_recovery:
             frames = self.detail_frames(x1, x2, x3)
-            for block in self.detail_recovery:
+            for block in self.blocks:
                 tokens = block(tokens, frames)
         return tokens
+
+    @property
+    def blocks(self) -> list[DetailRecovery]:
+        """The blocks of detail recovery, in order."""
+        return [cast(DetailRecovery, block) for block in self.detail_recovery]
 
     def detail_frames(self, x1: torch.Tensor, x2: torch.Tensor, x3: torch.Tensor) -> "SlotFrames | FrameScales":
         """What detail recovery reads: all frames, or with `attention_span` those near each token's slot."""
@@ -185,7 +192,7 @@ class HFQFormer(nn.Module):
     def detail_times(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Sinusoids of each token's slot middle, (tokens, hidden), and of every key's time, (keys, hidden).
 
-        Time is counted in frames of the encoder (50 a second); frame j of a scale that was halved s times is at 2^s · j.
+        Time is counted in frames of the encoder (50 a second); frame j of a scale halved s times is at 2^s · j.
         """
         config = self.config
         middles = slot_middles(config.final_tokens, config.window_frames)

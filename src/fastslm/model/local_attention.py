@@ -1,7 +1,7 @@
 """Detail recovery's cross-attention where every token sees only frames near its own slot (ours).
 
 The projections of keys and values are moved to the other side of the products, which changes no result but rounding: a
-token's 50 Hz neighbourhood is a few dozen frames, so projecting the one query is far cheaper than projecting 2625 frames.
+token's neighbourhood is some 150 frames of 2625, and projecting the one query is far cheaper than projecting them all.
 """
 
 import math

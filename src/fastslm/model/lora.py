@@ -8,6 +8,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from fastslm.model.configuration import FastSLMConfig
+from fastslm.model.starts import mark_started
 
 ADAPTER_NAME = "default"
 # How PEFT names the trained matrices inside a wrapped linear layer.
@@ -34,11 +35,7 @@ def add_lora(language_model: nn.Module, config: FastSLMConfig, on_meta: bool = F
     inject_adapter_in_model(lora, language_model, ADAPTER_NAME, low_cpu_mem_usage=on_meta)
     # PEFT has just initialised them (B is zero); transformers' own initialisation must not do it again.
     for layer in lora_layers(language_model):
-        for name in layer.adapter_layer_names:
-            for module in getattr(layer, name).modules():
-                module._is_hf_initialized = True
-            for parameter in getattr(layer, name).parameters():
-                parameter._is_hf_initialized = True
+        mark_started(*(getattr(layer, name) for name in layer.adapter_layer_names))
 
 
 def lora_layers(model: nn.Module) -> list[LoraLayer]:

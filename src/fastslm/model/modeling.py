@@ -24,13 +24,13 @@ from transformers import (
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
-from transformers.utils import can_return_tuple
+from transformers.utils.generic import can_return_tuple
 
 from fastslm.model.configuration import FastSLMConfig
 from fastslm.model.hfq_former import HFQFormer
 from fastslm.model.lora import add_lora, is_lora_key, lora_layers, lora_switched, merge_lora
-from fastslm.model.saving import CheckpointMixin
-from fastslm.model.starts import start_hfq_former
+from fastslm.model.saving import FastSLMPreTrainedModel
+from fastslm.model.starts import mark_started, start_hfq_former
 
 # Without gradients, windows pass the encoder in groups: memory does not grow with the recording.
 WINDOWS_AT_ONCE = 8
@@ -45,10 +45,10 @@ class FastSLMCausalLMOutputWithPast(CausalLMOutputWithPast):
     speech_tokens: (speech tokens of the whole batch, text hidden), `None` where no speech was given.
     """
 
-    speech_tokens: torch.FloatTensor | None = None
+    speech_tokens: torch.Tensor | None = None
 
 
-class FastSLMForConditionalGeneration(CheckpointMixin, PreTrainedModel, GenerationMixin):
+class FastSLMForConditionalGeneration(FastSLMPreTrainedModel, GenerationMixin):
     """Hears speech at 50 tokens a 30 s window and answers in text (arXiv 2601.06199).
 
     Only the HFQ-Former, the projection, LoRA and the CTC head, if there is one, are trainable. LoRA is on where the
@@ -59,18 +59,16 @@ class FastSLMForConditionalGeneration(CheckpointMixin, PreTrainedModel, Generati
         encoder, language_model: parts that already hold weights; without them both are made from the configuration.
     """
 
-    config_class = FastSLMConfig
-    config: FastSLMConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("audio", "text")
+    input_modalities = ["audio", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = ["past_key_values"]
-    _no_split_modules = ["WhisperEncoderLayer", "Compressor", "DetailRecovery"]
+    _skip_keys_device_placement = "past_key_values"
+    _no_split_modules = ("WhisperEncoderLayer", "Compressor", "DetailRecovery")
 
     def __init__(
         self,
@@ -81,9 +79,10 @@ class FastSLMForConditionalGeneration(CheckpointMixin, PreTrainedModel, Generati
         super().__init__(config)
         self.encoder = encoder if encoder is not None else WhisperEncoder._from_config(config.audio_config)
         self.hfq_former = HFQFormer(config.hfq_config)
+        # Any of transformers' causal language models; nothing but their common interface is used.
+        self.language_model: Any = language_model
         if language_model is None:
-            language_model = AutoModelForCausalLM.from_config(config.text_config)
-        self.language_model = language_model
+            self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         text_hidden = config.text_config.get_text_config().hidden_size
         self.projector = nn.Linear(config.hfq_config.hidden_size, text_hidden)
         on_meta = self.projector.weight.is_meta
@@ -95,19 +94,11 @@ class FastSLMForConditionalGeneration(CheckpointMixin, PreTrainedModel, Generati
             self.ctc_head = CTCHead(config)
         if not on_meta:
             start_hfq_former(self.hfq_former)
-        self._keep_starts()
+        mark_started(*self.trained_parts())
         self._adapter_choice: bool | None = None
         self._language_model_arguments = frozenset(signature(self.language_model.forward).parameters)
         self.post_init()
         self.freeze_base()
-
-    def _keep_starts(self) -> None:
-        """Our parts have just been initialised: transformers' own initialisation must not do it again."""
-        for part in self.trained_parts():
-            for module in part.modules():
-                module._is_hf_initialized = True
-            for parameter in part.parameters():
-                parameter._is_hf_initialized = True
 
     def trained_parts(self) -> list[nn.Module]:
         """The modules of our own, all of which is trained: HFQ-Former, projection and, where there is one, CTC head."""
@@ -258,15 +249,15 @@ class FastSLMForConditionalGeneration(CheckpointMixin, PreTrainedModel, Generati
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         input_features: torch.Tensor | None = None,
         encoder_frames: torch.Tensor | None = None,
         speech_tokens: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         adapter: bool | None = None,
@@ -309,7 +300,11 @@ class FastSLMForConditionalGeneration(CheckpointMixin, PreTrainedModel, Generati
             adapter = speech is not None or holds_speech(past_key_values)
         if position_ids is None:
             position_ids = positions(attention_mask, inputs_embeds.shape[1])
-        arguments = dict(attention_mask=attention_mask, past_key_values=past_key_values, use_cache=use_cache)
+        arguments: dict[str, Any] = {
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+            "use_cache": use_cache,
+        }
         if "position_ids" in self._language_model_arguments:
             arguments["position_ids"] = position_ids
         if "logits_to_keep" in self._language_model_arguments:
@@ -356,7 +351,7 @@ class FastSLMForConditionalGeneration(CheckpointMixin, PreTrainedModel, Generati
         self,
         expand_size: int = 1,
         is_encoder_decoder: bool = False,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[torch.LongTensor, dict[str, Any]]:
         """Beams and returned sequences: speech is encoded once, and each row's embeddings are repeated as a whole."""
@@ -388,6 +383,7 @@ class FastSLMForConditionalGeneration(CheckpointMixin, PreTrainedModel, Generati
         """
         merge_lora(self.language_model)
         self.config.lora_rank = 0
+        self.config.base_encoder = self.config.base_text_model = None
         return self
 
 
@@ -396,7 +392,7 @@ def holds_speech(cache: Cache | None) -> bool:
     return getattr(cache, "holds_speech", False)
 
 
-def positions(attention_mask: torch.Tensor | None, length: int) -> torch.LongTensor | None:
+def positions(attention_mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
     """Positions of the last `length` places, counting real tokens only; `None` without a mask of two dimensions.
 
     Args:
@@ -408,7 +404,7 @@ def positions(attention_mask: torch.Tensor | None, length: int) -> torch.LongTen
     if attention_mask is None or attention_mask.dim() != 2:
         return None
     counted = attention_mask.long().cumsum(-1) - 1
-    return counted.clamp(min=0)[:, -length:]  # type: ignore[return-value]
+    return counted.clamp(min=0)[:, -length:]
 
 
 def labels_to_keep(labels: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:

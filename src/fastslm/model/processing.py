@@ -1,4 +1,4 @@
-"""Recordings and prompts → what the model reads: log-mel windows, and ids with one placeholder for each speech token."""
+"""Recordings and prompts → what the model reads: log-mel windows, and ids with a placeholder for each speech token."""
 
 import os
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""Checkpoints in two forms: all weights, as transformers has it, and the trained part alone, completed from base weights.
+"""Checkpoints in two forms: all weights, as transformers has it, and the trained part alone, completed from the base.
 
-    everything      model.safetensors (or shards), config.json with base_encoder and base_text_model null
-    trained part    model.safetensors with HFQ-Former, projection, CTC head and LoRA, config.json naming the base weights
+    everything      model.safetensors (or shards); config.json with base_encoder and base_text_model null
+    trained part    model.safetensors with HFQ-Former, projection, CTC head, LoRA; config.json names the base weights
 
 `from_pretrained` tells them apart by the configuration. A missing, unexpected or ill-shaped tensor is always an error.
 """
@@ -9,22 +9,31 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
-from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils.hub import cached_file
 
 from fastslm.errors import CheckpointError
+from fastslm.model.base_weights import (
+    check_base,
+    grow_embeddings,
+    is_tied,
+    load_encoder,
+    load_text_model,
+    refuse_differences,
+)
 from fastslm.model.configuration import FastSLMConfig
 from fastslm.model.lora import is_lora_key
+from fastslm.prompts import AUDIO_TOKEN
 from fastslm.weights import resolve
 
 # Rows that the base's embedding lacks, since the tokenizer outgrew it; the output's only where it is not tied.
@@ -33,22 +42,17 @@ ADDED_OUTPUT_ROWS = "added_embeddings.output"
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # What transformers' Auto classes pass along, and what says nothing to files that are safetensors and ours.
 VOID_ARGUMENTS = ("trust_remote_code", "adapter_kwargs", "_from_auto", "low_cpu_mem_usage", "use_safetensors")
-BASE_ARGUMENTS = ("attn_implementation", "quantization_config")
+TEXT_MODEL_ARGUMENTS = ("attn_implementation", "quantization_config")
 
 
-class PretrainedEncoder(WhisperEncoder):
-    """Whisper's encoder, which does not mind a decoder in the file that it is read from."""
+class FastSLMPreTrainedModel(PreTrainedModel):
+    """Loading and saving of the model, in both forms."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?decoder\.", r"^proj_out\."]
-
-
-class CheckpointMixin:
-    """`from_pretrained`, `save_pretrained`, `save_trained` and `from_base` of the model."""
-
+    config_class = FastSLMConfig
     config: FastSLMConfig
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Either form, from a folder or the Hub, in evaluation mode. Arguments are transformers'.
 
         Of the trained part, `dtype` (default: the configuration's) and a single device in `device_map` are understood
@@ -61,14 +65,13 @@ class CheckpointMixin:
         name = os.fspath(pretrained_model_name_or_path)
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
         config = kwargs.get("config")
-        if not isinstance(config, PreTrainedConfig):
-            config = cls.config_class.from_pretrained(name if config is None else config, **hub)  # type: ignore
+        if not isinstance(config, FastSLMConfig):
+            config = FastSLMConfig.from_pretrained(name if config is None else config, **hub)
         if config.base_encoder is not None or config.base_text_model is not None:
-            kwargs.pop("config", None)
-            return cls._from_trained(name, config, hub, **_without(kwargs, {*hub, *VOID_ARGUMENTS}))
+            return cls._from_trained(name, config, hub, **_without(kwargs, {"config", *hub, *VOID_ARGUMENTS}))
         wants_info = kwargs.pop("output_loading_info", False)
         try:
-            model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)  # type: ignore
+            model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         except RuntimeError as error:
             if "mismatch" not in str(error):
                 raise
@@ -76,39 +79,10 @@ class CheckpointMixin:
                 f"The weights in {name} have other sizes than its configuration says: use the config.json that was "
                 "saved with them."
             ) from error
-        _refuse_differences(name, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+        refuse_differences(name, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
         # transformers gives every parameter that it loads a gradient.
         model.freeze_base()
         return (model, info) if wants_info else model
-
-    @classmethod
-    def _from_trained(
-        cls,
-        name: str,
-        config: FastSLMConfig,
-        hub: dict[str, Any],
-        dtype: torch.dtype | str | None = None,
-        device_map: str | int | torch.device | dict[str, Any] | None = None,
-        torch_dtype: torch.dtype | str | None = None,
-        output_loading_info: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        unknown = sorted(set(kwargs) - set(BASE_ARGUMENTS))
-        if unknown:
-            raise TypeError(
-                f"A checkpoint of the trained part does not understand {', '.join(unknown)}: load it, save it whole "
-                "with save_pretrained, and load that."
-            )
-        dtype = _dtype(dtype if dtype is not None else torch_dtype, config)
-        state = _read_weights(name, hub)
-        model = cls._on_base(config, dtype, on_meta=True, **kwargs)
-        _load_trained(model, state, dtype, name)
-        model.eval()
-        if device_map is not None:
-            model.to(_single_device(device_map))
-        if output_loading_info:
-            return model, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
-        return model
 
     @classmethod
     def from_base(
@@ -120,7 +94,7 @@ class CheckpointMixin:
         dtype: torch.dtype = torch.float32,
         hfq_config: dict[str, Any] | None = None,
         **config: Any,
-    ) -> Any:
+    ) -> Self:
         """A new model: base weights, and parts of our own that start as the configuration says.
 
         The starts are drawn from torch's global generator: seed it for the same model.
@@ -136,14 +110,14 @@ class CheckpointMixin:
         Raises:
             WeightsError: the base weights cannot be found or fetched.
         """
-        audio_config = AutoConfig.from_pretrained(resolve(base_encoder))
-        text_config = AutoConfig.from_pretrained(resolve(base_text_model))
+        audio_config: Any = AutoConfig.from_pretrained(resolve(base_encoder))
+        text_config: Any = AutoConfig.from_pretrained(resolve(base_text_model))
         sizes = {"hidden_size": audio_config.d_model, "window_frames": audio_config.max_source_positions}
         if tokenizer is not None:
-            from fastslm.prompts import AUDIO_TOKEN
-
             config.setdefault("audio_token_id", tokenizer.convert_tokens_to_ids(AUDIO_TOKEN))
-            config["added_embeddings"] = max(0, len(tokenizer) - text_config.get_text_config().vocab_size)
+            text = text_config.get_text_config()
+            config["added_embeddings"] = max(0, len(tokenizer) - text.vocab_size)
+            text.vocab_size += config["added_embeddings"]
         whole = FastSLMConfig(
             audio_config=audio_config,
             hfq_config={**sizes, **(hfq_config or {})},
@@ -155,8 +129,7 @@ class CheckpointMixin:
         model = cls._on_base(whole, dtype)
         for part in model.trained_parts():
             part.to(dtype)
-        model.eval()
-        return model
+        return model.eval()
 
     @classmethod
     def _on_base(cls, config: FastSLMConfig, dtype: torch.dtype, on_meta: bool = False, **kwargs: Any) -> Any:
@@ -167,24 +140,53 @@ class CheckpointMixin:
                 "add the other to config.json."
             )
         encoder = load_encoder(config.base_encoder, dtype)
-        folder = resolve(config.base_text_model)
-        text_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **kwargs)
-        _check_base(config, encoder, text_model)
-        _grow_embeddings(text_model, config.added_embeddings)
+        text_model = load_text_model(config.base_text_model, dtype, **kwargs)
+        check_base(config, encoder, text_model)
+        grow_embeddings(text_model, config.added_embeddings)
         config.text_config = text_model.config
-        with torch.device("meta") if on_meta else _nothing():
+        with torch.device("meta") if on_meta else nullcontext():
             model = cls(config, encoder=encoder, language_model=text_model)  # type: ignore[call-arg]
         model.generation_config = deepcopy(text_model.generation_config)
         return model
 
+    @classmethod
+    def _from_trained(
+        cls,
+        name: str,
+        config: FastSLMConfig,
+        hub: dict[str, Any],
+        dtype: torch.dtype | str | None = None,
+        device_map: Any = None,
+        torch_dtype: torch.dtype | str | None = None,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        if unknown := sorted(set(kwargs) - set(TEXT_MODEL_ARGUMENTS)):
+            raise TypeError(
+                f"A checkpoint of the trained part does not understand {', '.join(unknown)}: load it, save it whole "
+                "with save_pretrained, and load that."
+            )
+        device = _single_device(device_map)
+        dtype = _dtype(torch_dtype if dtype is None else dtype, config)
+        state = _read_weights(name, hub)
+        model = cls._on_base(config, dtype, on_meta=True, **kwargs)
+        _load_trained(model, state, dtype, name)
+        model.eval()
+        if device is not None:
+            model.to(device)
+        if output_loading_info:
+            return model, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+        return model
+
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """All weights, as transformers saves them. The folder is complete or not there."""
-        kwargs.setdefault("repo_id", Path(save_directory).name) if kwargs.get("push_to_hub") else None
+        """All weights, as transformers saves them. Nothing half-written is ever found under the folder's name."""
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", Path(save_directory).name)
         named = self.config.base_encoder, self.config.base_text_model
         self.config.base_encoder = self.config.base_text_model = None
         try:
             with written_beside(save_directory) as folder:
-                super().save_pretrained(folder, *args, **kwargs)  # type: ignore[misc]
+                super().save_pretrained(folder, *args, **kwargs)
         finally:
             self.config.base_encoder, self.config.base_text_model = named
 
@@ -195,7 +197,7 @@ class CheckpointMixin:
             dtype: of the file; by default the parameters' own. The model loads in the dtype that it has now.
 
         Raises:
-            CheckpointError: the configuration names no base weights, or LoRA was merged into them.
+            CheckpointError: the configuration names no base weights, as it does where LoRA was merged into them.
         """
         if self.config.base_encoder is None or self.config.base_text_model is None:
             raise CheckpointError(
@@ -203,50 +205,31 @@ class CheckpointMixin:
                 "config.base_encoder and config.base_text_model, or save everything with save_pretrained."
             )
         state = {key: value.to(dtype or value.dtype).contiguous() for key, value in self.trained_state_dict().items()}
+        self.config.architectures = [type(self).__name__]
+        self.config.dtype = str(self.get_parameter("projector.weight").dtype).removeprefix("torch.")
         with written_beside(save_directory) as folder:
-            self.config.architectures = [type(self).__name__]
-            self.config.dtype = str(self.projector.weight.dtype).removeprefix("torch.")  # type: ignore[attr-defined]
             self.config.save_pretrained(folder)
-            self.generation_config.save_pretrained(folder)  # type: ignore[attr-defined]
+            self.generation_config.save_pretrained(folder)  # type: ignore[union-attr]
             save_file(state, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
 
     def trained_state_dict(self) -> dict[str, torch.Tensor]:
         """What the base weights lack, under the state dict's own keys, and the embedding's added rows.
 
-        Raises:
-            CheckpointError: LoRA was merged into the base weights.
+        Without the base weights it means nothing: `save_trained` writes it with a configuration that names them.
         """
-        state: Mapping[str, torch.Tensor] = self.state_dict()  # type: ignore[attr-defined]
-        trained = {key: value for key, value in state.items() if is_trained_key(key)}
-        if getattr(self, "merged", False):
-            raise CheckpointError(
-                "LoRA was merged into the language model, so the trained part is no longer apart: save everything "
-                "with save_pretrained."
-            )
+        state: dict[str, torch.Tensor] = self.state_dict()
+        trained = {key: value.detach() for key, value in state.items() if is_trained_key(key)}
         if added := self.config.added_embeddings:
-            trained[ADDED_INPUT_ROWS] = self.get_input_embeddings().weight[-added:].detach()  # type: ignore
-            if not _is_tied(self):  # type: ignore[arg-type]
-                trained[ADDED_OUTPUT_ROWS] = self.get_output_embeddings().weight[-added:].detach()  # type: ignore
-        return {key: value.detach() for key, value in trained.items()}
+            text_model: Any = self.get_submodule("language_model")
+            trained[ADDED_INPUT_ROWS] = text_model.get_input_embeddings().weight.detach()[-added:]
+            if not is_tied(text_model):
+                trained[ADDED_OUTPUT_ROWS] = text_model.get_output_embeddings().weight.detach()[-added:]
+        return trained
 
 
 def is_trained_key(key: str) -> bool:
     """Whether a key of the whole model's state dict belongs to the trained part."""
     return key.startswith(("hfq_former.", "projector.", "ctc_head.")) or is_lora_key(key)
-
-
-def load_encoder(name: str | os.PathLike, dtype: torch.dtype = torch.float32) -> WhisperEncoder:
-    """The encoder of a Whisper checkpoint, whether it also holds a decoder or not.
-
-    Raises:
-        WeightsError: the weights cannot be found or fetched.
-        CheckpointError: they lack a tensor of the encoder.
-    """
-    encoder, info = PretrainedEncoder.from_pretrained(
-        resolve(name), dtype=dtype, output_loading_info=True, key_mapping={r"^(model\.)?encoder\.": ""}
-    )
-    _refuse_differences(os.fspath(name), info["missing_keys"], (), info["mismatched_keys"])
-    return encoder
 
 
 @contextmanager
@@ -276,42 +259,26 @@ def written_beside(folder: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _without(arguments: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    return {name: value for name, value in arguments.items() if name not in names}
-
-
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+def _without(arguments: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name not in names}
 
 
-def _refuse_differences(name: str, missing: Any, unexpected: Any, mismatched: Any) -> None:
-    for keys, what in ((missing, "lacks"), (unexpected, "also holds"), (mismatched, "has in another shape")):
-        if keys:
-            first = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)[0]
-            raise CheckpointError(
-                f"The checkpoint {name} {what} {len(keys)} of the tensors that its configuration describes, such as "
-                f"{first}: use the weights and the config.json that were saved together."
-            )
-
-
+@torch.no_grad()
 def _load_trained(model: Any, state: dict[str, torch.Tensor], dtype: torch.dtype, name: str) -> None:
-    added = model.config.added_embeddings
     expected = model.trained_state_dict()
     mismatched = [key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape]
-    _refuse_differences(name, expected.keys() - state.keys(), state.keys() - expected.keys(), mismatched)
+    refuse_differences(name, expected.keys() - state.keys(), state.keys() - expected.keys(), mismatched)
     state = {key: value.to(dtype) for key, value in state.items()}
-    if added:
-        with torch.no_grad():
-            model.get_input_embeddings().weight[-added:] = state.pop(ADDED_INPUT_ROWS)
-            if ADDED_OUTPUT_ROWS in state:
-                model.get_output_embeddings().weight[-added:] = state.pop(ADDED_OUTPUT_ROWS)
+    if added := model.config.added_embeddings:
+        model.get_input_embeddings().weight[-added:] = state.pop(ADDED_INPUT_ROWS)
+        if ADDED_OUTPUT_ROWS in state:
+            model.get_output_embeddings().weight[-added:] = state.pop(ADDED_OUTPUT_ROWS)
     model.load_state_dict(state, strict=False, assign=True)
 
 
@@ -326,48 +293,13 @@ def _read_weights(name: str, hub: dict[str, Any]) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{name} holds no {SAFE_WEIGHTS_NAME}: give the folder of a saved model.") from error
 
 
-def _check_base(config: FastSLMConfig, encoder: WhisperEncoder, text_model: PreTrainedModel) -> None:
-    text = config.text_config.get_text_config()
-    base_text = text_model.config.get_text_config()
-    facts = [
-        ("encoder width", config.audio_config.d_model, encoder.config.d_model, config.base_encoder),
-        ("encoder layers", config.audio_config.encoder_layers, encoder.config.encoder_layers, config.base_encoder),
-        ("mel bins", config.audio_config.num_mel_bins, encoder.config.num_mel_bins, config.base_encoder),
-        ("text model", text.model_type, base_text.model_type, config.base_text_model),
-        ("text width", text.hidden_size, base_text.hidden_size, config.base_text_model),
-        ("text layers", text.num_hidden_layers, base_text.num_hidden_layers, config.base_text_model),
-    ]
-    for what, wanted, found, base in facts:
-        if wanted != found:
-            raise CheckpointError(
-                f"The checkpoint needs base weights with {what} {wanted}, but {base} has {found}: name the base that "
-                "it was trained on."
-            )
-
-
-def _grow_embeddings(text_model: PreTrainedModel, rows: int) -> None:
-    """Add rows to the embedding, each the mean of all others, for tokens that the tokenizer has beyond the matrix."""
-    if rows == 0:
-        return
-    size = text_model.get_input_embeddings().weight.shape[0]
-    text_model.resize_token_embeddings(size + rows, mean_resizing=False)
-    with torch.no_grad():
-        for embedding in (text_model.get_input_embeddings(), text_model.get_output_embeddings()):
-            weight = embedding.weight
-            weight[-rows:] = weight[:-rows].float().mean(0).to(weight.dtype)
-
-
-def _is_tied(model: PreTrainedModel) -> bool:
-    return model.get_input_embeddings().weight is model.get_output_embeddings().weight
-
-
 def _dtype(dtype: torch.dtype | str | None, config: FastSLMConfig) -> torch.dtype:
     if dtype is None or dtype == "auto":
         dtype = config.dtype or torch.float32
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
-def _single_device(device_map: Any) -> torch.device:
+def _single_device(device_map: Any) -> torch.device | None:
     if isinstance(device_map, dict) and set(device_map) == {""}:
         device_map = device_map[""]
     if device_map == "auto":
@@ -377,4 +309,4 @@ def _single_device(device_map: Any) -> torch.device:
             "A checkpoint of the trained part goes to one device: save it whole with save_pretrained to spread it over "
             "several."
         )
-    return torch.device(device_map)
+    return None if device_map is None else torch.device(device_map)

@@ -14,7 +14,7 @@ from fastslm.model.positions import sinusoids_at, slot_middles
 QUERY_STD = 0.02
 TIME_QUERY_GAIN = 2.0
 # Of each position code, the fastest pairs of sine and cosine decide where a head looks: one pair a head channel pair.
-LOOK_GAIN = 1.7
+LOOK_GAIN = 2.5
 # A look depends on time, hardly on what the token already holds, until training says otherwise.
 LOOK_CONTENT_SCALE = 0.1
 
@@ -23,7 +23,7 @@ LOOK_CONTENT_SCALE = 0.1
 def start_hfq_former(model: HFQFormer) -> None:
     """Initialise all parameters as the configuration says. Draws from torch's global generator."""
     for module in model.modules():
-        if isinstance(module, nn.LayerNorm) or isinstance(module, nn.Linear | nn.Conv1d):
+        if isinstance(module, nn.LayerNorm | nn.Linear | nn.Conv1d):
             module.reset_parameters()
         elif isinstance(module, Compressor):
             module.query.normal_(0.0, QUERY_STD)
@@ -32,6 +32,15 @@ def start_hfq_former(model: HFQFormer) -> None:
             start_queries_in_time(compressor)
     if model.config.detail_start == "positional":
         start_looks(model)
+
+
+def mark_started(*parts: nn.Module) -> None:
+    """Tell transformers that these parts hold what they are to start with, so that it does not initialise them again."""
+    for part in parts:
+        for module in part.modules():
+            module._is_hf_initialized = True  # type: ignore[assignment]
+        for parameter in part.parameters():
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
@@ -48,7 +57,7 @@ def start_queries_in_time(compressor: Compressor) -> None:
 
 
 def look_offsets(model: HFQFormer) -> torch.Tensor:
-    """Where the heads look, in encoder frames from the middle of the token's slot: (blocks, heads), in order of time."""
+    """Where the heads look, in encoder frames from the middle of the slot: (blocks, heads), in order of time."""
     config = model.config
     looks = config.detail_blocks * config.num_heads
     slot = config.window_frames / config.final_tokens
@@ -70,12 +79,12 @@ def start_looks(model: HFQFormer) -> None:
     speeds = torch.exp(-step * torch.arange(pairs, dtype=torch.float32))
     sines, cosines = torch.arange(pairs), torch.arange(pairs) + width // 2
     rows = torch.arange(pairs)
-    for block, offsets in zip(model.detail_recovery, look_offsets(model), strict=True):
-        attention = block.cross_attention  # type: ignore[union-attr]
+    for block, offsets in zip(model.blocks, look_offsets(model), strict=True):
+        attention = block.cross_attention
         for projection in (attention.q_proj, attention.k_proj):
             projection.weight.mul_(LOOK_CONTENT_SCALE)
         attention.q_proj.bias.zero_()
-        block.norm2.weight.fill_(LOOK_CONTENT_SCALE)  # type: ignore[union-attr]
+        block.norm2.weight.fill_(LOOK_CONTENT_SCALE)
         for head, offset in enumerate(offsets.tolist()):
             query = attention.q_proj.weight[head * head_size : (head + 1) * head_size]
             key = attention.k_proj.weight[head * head_size : (head + 1) * head_size]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperForConditionalGeneration
 
@@ -130,7 +131,11 @@ def _cached(
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
     folder = root / digest
     if not (folder / "description.json").is_file():
-        _encode(folder, description, load_encoder(encoder_name), windows(), progress)
+        root.mkdir(parents=True, exist_ok=True)
+        # A second process that wants the same windows waits for the first.
+        with FileLock(root / f"{digest}.lock"):
+            if not (folder / "description.json").is_file():
+                _encode(folder, description, load_encoder(encoder_name), windows(), progress)
     return CachedWindows(folder)
 
 

@@ -24,27 +24,27 @@ class HFQRecipe(Section):
     """Sizes and switches of the HFQ-Former, as in `HFQFormerConfig`; its width is the encoder's."""
 
     stage_tokens: tuple[int, int, int] = (80, 80, 80)
-    final_tokens: int = pydantic.Field(50, gt=0)
-    detail_blocks: int = pydantic.Field(2, ge=0)
+    final_tokens: int = pydantic.Field(default=50, gt=0)
+    detail_blocks: int = pydantic.Field(default=2, ge=0)
     query_start: Literal["random", "time"] = "random"
     detail_positions: bool = False
     detail_start: Literal["random", "positional"] = "random"
-    attention_span: int | None = pydantic.Field(None, ge=0)
+    attention_span: int | None = pydantic.Field(default=None, ge=0)
 
 
 class CTCRecipe(Section):
     """The CTC head that reads the tokens (ours)."""
 
-    hidden_size: int = pydantic.Field(256, gt=0)
-    layers: int = pydantic.Field(4, gt=0)
+    hidden_size: int = pydantic.Field(default=256, gt=0)
+    layers: int = pydantic.Field(default=4, gt=0)
 
 
 class LoRARecipe(Section):
     """LoRA of the language model."""
 
-    rank: int = pydantic.Field(16, ge=0)
-    alpha: int = pydantic.Field(64, gt=0)
-    dropout: float = pydantic.Field(0.01, ge=0, lt=1)
+    rank: int = pydantic.Field(default=16, ge=0)
+    alpha: int = pydantic.Field(default=64, gt=0)
+    dropout: float = pydantic.Field(default=0.01, ge=0, lt=1)
     targets: tuple[str, ...] = LORA_TARGETS
 
 
@@ -64,7 +64,7 @@ class ManifestShare(Section):
     """A manifest and the share of its clips that takes part, drawn anew for each variant."""
 
     path: Path
-    share: float = pydantic.Field(1.0, gt=0, le=1)
+    share: float = pydantic.Field(default=1.0, gt=0, le=1)
 
 
 class DataRecipe(Section):
@@ -73,8 +73,8 @@ class DataRecipe(Section):
     train: tuple[ManifestShare, ...] = pydantic.Field(min_length=1)
     sounds: Path | None = None
     validation: Path
-    validation_clips: int = pydantic.Field(100, gt=0)
-    variants: int = pydantic.Field(1, gt=0)
+    validation_clips: int = pydantic.Field(default=100, gt=0)
+    variants: int = pydantic.Field(default=1, gt=0)
     packing: Packing = Packing()
     cache: Path = Path("cache")
 
@@ -82,12 +82,12 @@ class DataRecipe(Section):
 class Rates(Section):
     """Peak learning rates, each of a part; 0 keeps the part as it is. `matrices` are 2-D weights, given to Muon."""
 
-    hfq_matrices: float = pydantic.Field(0.0, ge=0)
-    hfq_other: float = pydantic.Field(0.0, ge=0)
-    head_matrices: float = pydantic.Field(0.0, ge=0)
-    head_other: float = pydantic.Field(0.0, ge=0)
-    projector: float = pydantic.Field(0.0, ge=0)
-    lora: float = pydantic.Field(0.0, ge=0)
+    hfq_matrices: float = pydantic.Field(default=0.0, ge=0)
+    hfq_other: float = pydantic.Field(default=0.0, ge=0)
+    head_matrices: float = pydantic.Field(default=0.0, ge=0)
+    head_other: float = pydantic.Field(default=0.0, ge=0)
+    projector: float = pydantic.Field(default=0.0, ge=0)
+    lora: float = pydantic.Field(default=0.0, ge=0)
 
 
 class Phase(Section):
@@ -100,25 +100,25 @@ class Phase(Section):
     name: str
     objective: Literal["tied", "alignment", "ctc", "llm"]
     steps: int = pydantic.Field(gt=0)
-    batch_windows: int = pydantic.Field(8, gt=0)
-    accumulate: int = pydantic.Field(1, gt=0)
+    batch_windows: int = pydantic.Field(default=8, gt=0)
+    accumulate: int = pydantic.Field(default=1, gt=0)
     rates: Rates
-    warmup_steps: int = pydantic.Field(30, ge=0)
+    warmup_steps: int = pydantic.Field(default=30, ge=0)
     # The learning rate falls on a half cosine to this share of its peak.
-    final_rate: float = pydantic.Field(0.0, ge=0, le=1)
-    weight_decay: float = pydantic.Field(0.0, ge=0)
-    clip_norm: float = pydantic.Field(1.0, gt=0)
+    final_rate: float = pydantic.Field(default=0.0, ge=0, le=1)
+    weight_decay: float = pydantic.Field(default=0.0, ge=0)
+    clip_norm: float = pydantic.Field(default=1.0, gt=0)
     # Frames by which a window's features are rolled at random, so that words meet other slots.
-    shift_frames: int = pydantic.Field(0, ge=0)
+    shift_frames: int = pydantic.Field(default=0, ge=0)
     # Share of a window's frames that is blanked, in stretches of up to `mask_frames`.
-    mask: float = pydantic.Field(0.0, ge=0, lt=1)
-    mask_frames: int = pydantic.Field(15, gt=0)
-    dropout: float = pydantic.Field(0.1, ge=0, lt=1)
+    mask: float = pydantic.Field(default=0.0, ge=0, lt=1)
+    mask_frames: int = pydantic.Field(default=15, gt=0)
+    dropout: float = pydantic.Field(default=0.1, ge=0, lt=1)
     # Weight of the CTC loss beside the language model's.
-    ctc_weight: float = pydantic.Field(0.0, ge=0)
+    ctc_weight: float = pydantic.Field(default=0.0, ge=0)
     # Weights are averaged over the steps with this decay, and the average is what leaves the phase; 0 is off.
-    average: float = pydantic.Field(0.0, ge=0, lt=1)
-    validate_every: int = pydantic.Field(200, gt=0)
+    average: float = pydantic.Field(default=0.0, ge=0, lt=1)
+    validate_every: int = pydantic.Field(default=200, gt=0)
 
     @pydantic.model_validator(mode="after")
     def _something_trains(self) -> "Phase":
@@ -141,8 +141,8 @@ class Recipe(Section):
     device: str = "auto"
     precision: Literal["bf16", "float32"] = "bf16"
     # torch's threads; a resumed run gives the same bits only with the same number.
-    threads: int = pydantic.Field(2, gt=0)
-    checkpoint_minutes: float = pydantic.Field(3.0, gt=0)
+    threads: int = pydantic.Field(default=2, gt=0)
+    checkpoint_minutes: float = pydantic.Field(default=3.0, gt=0)
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:

@@ -1,0 +1,143 @@
+"""A small CTC head that reads the speech tokens as characters at 40 Hz, with their times (ours).
+
+It says what the tokens hold, without the language model: the 384 channels of a token are 24 looks of 16 channels in
+order of time (the tied start), so 50 tokens are a sequence of 1200 vectors, one for every 25 ms.
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastslm.model.configuration import CTC_CHARACTERS, FastSLMConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BLANK = 0
+# Looks that share one step of the head's body: it works at 20 Hz and writes at 40 Hz.
+FOLD = 2
+KERNEL = 15
+EXPANSION = 3
+
+
+def ctc_text(text: str) -> str:
+    """Reduce a text to what the head can write: lower-case letters, apostrophe, single spaces."""
+    text = unicodedata.normalize("NFKD", text.replace("\u2019", "'").replace("-", " ")).lower()
+    return " ".join(re.sub(r"[^a-z' ]", "", re.sub(r"\s", " ", text)).split())
+
+
+def ctc_ids(text: str) -> list[int]:
+    """The head's classes for a text that `ctc_text` has reduced."""
+    return [CTC_CHARACTERS.index(character) + 1 for character in ctc_text(text)]
+
+
+class ContextBlock(nn.Module):
+    """A depthwise convolution over time, then a two-layer perceptron, residual."""
+
+    def __init__(self, width: int, dropout: float):
+        super().__init__()
+        self.depthwise = nn.Conv1d(width, width, KERNEL, padding=KERNEL // 2, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, EXPANSION * width)
+        self.contract = nn.Linear(EXPANSION * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, steps: torch.Tensor) -> torch.Tensor:
+        """(windows, steps, width) → the same shape"""
+        mixed = self.depthwise(steps.transpose(1, 2)).transpose(1, 2)
+        return steps + self.dropout(self.contract(F.gelu(self.expand(self.norm(mixed)))))
+
+
+class CTCHead(nn.Module):
+    """Speech tokens → log-probabilities of characters."""
+
+    def __init__(self, config: FastSLMConfig, dropout: float = 0.0):
+        super().__init__()
+        hidden, looks = config.hfq_config.hidden_size, config.ctc_steps_per_token
+        if hidden % looks or looks % FOLD:
+            raise ValueError(f"ctc_steps_per_token is {looks}; it must be even and divide the width {hidden}.")
+        self.looks = looks
+        self.classes = len(CTC_CHARACTERS) + 1
+        width = config.ctc_hidden_size
+        self.stem = nn.Linear(FOLD * hidden // looks, width)
+        self.blocks = nn.ModuleList(ContextBlock(width, dropout) for _ in range(config.ctc_layers))
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, FOLD * self.classes)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(windows, tokens, hidden) → (windows, tokens · 24, classes), log-probabilities in float32; class 0 is blank."""
+        steps = tokens.flatten(1).unflatten(1, (tokens.shape[1] * self.looks // FOLD, -1))
+        steps = self.stem(steps)
+        for block in self.blocks:
+            steps = block(steps)
+        scores = self.out(self.norm(steps))
+        return scores.unflatten(2, (FOLD, self.classes)).flatten(1, 2).float().log_softmax(-1)
+
+
+@dataclass(frozen=True)
+class TimedWord:
+    """A word and when it is said, in seconds from the start of its window, with the mean log-probability of its letters."""
+
+    word: str
+    start: float
+    end: float
+    log_probability: float
+
+
+def greedy_words(log_probs: torch.Tensor, seconds: float) -> list[TimedWord]:
+    """The likeliest class of every step, repeats merged, blanks dropped, as words.
+
+    Args:
+        log_probs: (steps, classes) of one window.
+        seconds: what the window lasts.
+    """
+    best, classes = log_probs.max(-1)
+    step = seconds / len(log_probs)
+    words: list[TimedWord] = []
+    letters: list[tuple[str, int, float]] = []
+    previous = BLANK
+
+    def close() -> None:
+        if letters:
+            mean = sum(p for _, _, p in letters) / len(letters)
+            text = "".join(letter for letter, _, _ in letters)
+            words.append(TimedWord(text, letters[0][1] * step, (letters[-1][1] + 1) * step, mean))
+            letters.clear()
+
+    for index, (kind, probability) in enumerate(zip(classes.tolist(), best.tolist(), strict=True)):
+        if kind not in (BLANK, previous):
+            character = CTC_CHARACTERS[kind - 1]
+            if character == " ":
+                close()
+            else:
+                letters.append((character, index, probability))
+        previous = kind
+    close()
+    return words
+
+
+def greedy_text(log_probs: torch.Tensor) -> "list[str]":
+    """The greedy text of each window, (windows, steps, classes) → windows texts."""
+    return [" ".join(word.word for word in greedy_words(window, 1.0)) for window in log_probs]
+
+
+def ctc_loss(log_probs: torch.Tensor, texts: "Sequence[str]") -> torch.Tensor:
+    """Mean over the windows of the CTC loss per character, 0 for a text that no path of these steps can write.
+
+    Args:
+        log_probs: (windows, steps, classes).
+        texts: one a window, any case; reduced here.
+    """
+    ids = [ctc_ids(text) for text in texts]
+    lengths = torch.tensor([len(i) for i in ids])
+    targets = torch.tensor([c for i in ids for c in i], dtype=torch.long)
+    steps = torch.full((len(ids),), log_probs.shape[1])
+    losses = F.ctc_loss(
+        log_probs.transpose(0, 1), targets, steps, lengths, blank=BLANK, reduction="none", zero_infinity=True
+    )
+    return (losses / lengths.clamp(min=20)).mean()

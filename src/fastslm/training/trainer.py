@@ -1,0 +1,271 @@
+"""The training loop: phases one after another, resumable to the step, stopped by anything that is not a number."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import torch
+
+from fastslm.errors import TrainingError
+from fastslm.model.ctc_head import ctc_loss, ctc_text, greedy_text
+from fastslm.training.checkpoint import load_newest, save_checkpoint
+from fastslm.training.feature_cache import (
+    ENCODE_BATCH,
+    CachedWindows,
+    cache_training_windows,
+    cache_validation_windows,
+)
+from fastslm.training.objectives import Batch, Objective, masked, shifted
+from fastslm.training.optimizer import Average, Optimizers
+from fastslm.training.progress import RunLog, StepLine, draw_curves
+from fastslm.training.recipe import Phase, Recipe
+from fastslm.training.stages import Learner
+
+VALIDATION_BATCH = 10
+
+
+class Trainer:
+    """Runs a recipe to its end, from wherever an earlier run of the same recipe was stopped.
+
+    Two runs of one recipe on one machine give the same bits, whether or not one of them was killed in between: every
+    step draws from a generator of its own, made of the recipe's seed, the phase and the step.
+
+    Args:
+        recipe: the checked recipe.
+        quiet: nothing on standard error.
+
+    Raises:
+        TrainingError: the run's folder belongs to another recipe, a loss that is not finite, a full disk.
+    """
+
+    def __init__(self, recipe: Recipe, quiet: bool = False):
+        self.recipe = recipe
+        self.line = StepLine(quiet)
+        torch.set_num_threads(recipe.threads)
+        self.device = torch.device("cuda" if recipe.device == "auto" and torch.cuda.is_available() else "cpu")
+        if recipe.device != "auto":
+            self.device = torch.device(recipe.device)
+        self.phase = 0
+        self.step = 0
+        self.global_step = 0
+        self.seconds = 0.0
+        self._variants: dict[int, CachedWindows] = {}
+
+    def run(self) -> Path:
+        """Train, and return the folder of the trained model."""
+        recipe = self.recipe
+        state = self._resume_state()
+        self.line.say(f"{recipe.name}: {self.device}, {recipe.precision}, {recipe.threads} threads, into {recipe.out}")
+        validation = cache_validation_windows(recipe, self._encoding("validation"))
+        learner = Learner(recipe, self.device)
+        if state is not None:
+            self.phase, self.step = state["phase"], state["step"]
+            self.global_step, self.seconds = state["global_step"], state["seconds"]
+            self.line.say(f"going on at phase {recipe.phases[self.phase].name}, step {self.step}")
+        self.log = RunLog(recipe.out, self.global_step)
+        self._clock = time.monotonic() - self.seconds
+        self._saved = time.monotonic()
+        while self.phase < len(recipe.phases):
+            self._run_phase(learner, validation, state)
+            state = None
+            self.phase, self.step = self.phase + 1, 0
+        draw_curves(self.log.rows(), recipe.out / "curves.png", recipe.name)
+        return learner.export(recipe.out / "model", self.summary())
+
+    def summary(self) -> dict[str, Any]:
+        """What a model card says of the run."""
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "steps": self.global_step,
+            "hours": round(self.seconds / 3600, 3),
+            "seed": self.recipe.seed,
+            "threads": self.recipe.threads,
+        }
+
+    def _run_phase(
+        self,
+        learner: Learner,
+        validation: CachedWindows,
+        state: dict[str, Any] | None,
+    ) -> None:
+        phase = self.recipe.phases[self.phase]
+        torch.manual_seed(_seed(self.recipe.seed, self.phase, -1))
+        objective = learner.objective(phase, state)
+        optimizers = Optimizers(objective.parts, phase)
+        average = Average(optimizers.parameters, phase.average) if phase.average else None
+        if state is not None:
+            optimizers.load_state_dict(state["optimizers"])
+            if average is not None:
+                average.load_state_dict(state["average"])
+        for step in range(self.step, phase.steps):
+            started = time.monotonic()
+            learner.train(phase)
+            numbers = self._one_step(phase, step, objective, optimizers)
+            if average is not None:
+                average.update()
+            self.step, self.global_step = step + 1, self.global_step + 1
+            self.seconds = time.monotonic() - self._clock
+            row = {"kind": "step", "phase": phase.name, "global_step": self.global_step}
+            took = round(time.monotonic() - started, 3)
+            self.log.write({**row, "seconds": round(self.seconds, 2), "step_seconds": took, **numbers})
+            left = phase.steps - step - 1 + sum(p.steps for p in self.recipe.phases[self.phase + 1 :])
+            self.line.show(phase.name, step + 1, phase.steps, left, numbers)
+            last = step + 1 == phase.steps
+            if last or (step + 1) % phase.validate_every == 0:
+                self._validate(phase, learner, objective, validation, average)
+            if last:
+                if average is not None:
+                    average.swap()
+                learner.finish(phase, objective)
+            elif time.monotonic() - self._saved > self.recipe.checkpoint_minutes * 60:
+                self._save(learner, objective, optimizers, average)
+
+    def _one_step(
+        self,
+        phase: Phase,
+        step: int,
+        objective: Objective,
+        optimizers: Optimizers,
+    ) -> dict[str, float]:
+        generator = torch.Generator().manual_seed(_seed(self.recipe.seed, self.phase, step))
+        torch.manual_seed(_seed(self.recipe.seed, self.phase, step))
+        totals: dict[str, float] = {}
+        for micro in range(phase.accumulate):
+            batch = self._batch(phase, step * phase.accumulate + micro, generator)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+                losses = objective.losses(batch)
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0.0) + float(value.detach()) / phase.accumulate
+            if not math.isfinite(float(losses["loss"].detach())):
+                self._stop_on_non_finite(batch, totals)
+            (losses["loss"] / phase.accumulate).backward()
+        norm = optimizers.step(step)
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"{self.recipe.out}: the gradient at step {self.global_step + 1} is not finite; lower the phase's "
+                "rates or raise warmup_steps, and start again from the last checkpoint."
+            )
+        return {**{k: round(v, 5) for k, v in totals.items()}, "norm": round(norm, 4), "rate": optimizers.rate(step)}
+
+    def _variant(self, epoch: int) -> CachedWindows:
+        """The packing that an epoch goes through, encoded when it is first reached."""
+        variant = epoch % self.recipe.data.variants
+        if variant not in self._variants:
+            what = f"training windows, packing {variant + 1} of {self.recipe.data.variants}"
+            self._variants[variant] = cache_training_windows(self.recipe, variant, self._encoding(what))
+        return self._variants[variant]
+
+    def _batch(self, phase: Phase, index: int, generator: torch.Generator) -> Batch:
+        """The `index`-th micro-batch of the phase: each epoch is one packing in an order of its own."""
+        size = phase.batch_windows
+        epoch, place = 0, index
+        while place >= len(self._variant(epoch)) // size:
+            place -= len(self._variant(epoch)) // size
+            epoch += 1
+        windows = self._variant(epoch)
+        order = np.random.default_rng([self.recipe.seed, self.phase, epoch, 7]).permutation(len(windows))
+        chosen = order[place * size : (place + 1) * size].tolist()
+        frames = windows.frames(chosen)
+        shifts = [0] * size
+        if phase.shift_frames:
+            limit = phase.shift_frames
+            shifts = torch.randint(-limit, limit + 1, (size,), generator=generator).tolist()
+            frames = shifted(frames, shifts)
+        if phase.mask:
+            frames = masked(frames, phase.mask, phase.mask_frames, generator)
+        return Batch(frames.to(self.device), [windows.labels[i] for i in chosen], shifts)
+
+    @torch.no_grad()
+    def _validate(
+        self,
+        phase: Phase,
+        learner: Learner,
+        objective: Objective,
+        validation: CachedWindows,
+        average: Average | None,
+    ) -> None:
+        """Greedy characters of clips that stand alone in a window, against their text."""
+        if average is not None:
+            average.swap()
+        learner.eval()
+        texts, losses = [], []
+        references = [ctc_text(label.text) for label in validation.labels]
+        for first in range(0, len(validation), VALIDATION_BATCH):
+            chosen = range(first, min(first + VALIDATION_BATCH, len(validation)))
+            frames = validation.frames(list(chosen)).to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+                log_probs = objective.log_probs(frames)
+            texts += greedy_text(log_probs.cpu())
+            losses.append(float(ctc_loss(log_probs, [references[i] for i in chosen])) * len(chosen))
+        if average is not None:
+            average.swap()
+        wer, cer = jiwer.wer(references, texts), jiwer.cer(references, texts)
+        self.seconds = time.monotonic() - self._clock
+        row = {"kind": "validation", "phase": phase.name, "global_step": self.global_step}
+        numbers = {"loss": round(sum(losses) / len(validation), 5), "wer": round(wer, 5), "cer": round(cer, 5)}
+        self.log.write({**row, "seconds": round(self.seconds, 2), **numbers})
+        self.line.say(
+            f"{phase.name}  step {self.step}  validation of {len(texts)} clips: loss {numbers['loss']:.3f}, "
+            f"words wrong {wer:.1%}, characters wrong {cer:.1%}"
+        )
+        draw_curves(self.log.rows(), self.recipe.out / "curves.png", self.recipe.name)
+
+    def _save(self, learner: Learner, objective: Objective, optimizers: Optimizers, average: Average | None) -> None:
+        state = {
+            "recipe": _digest(self.recipe, self.phase),
+            "phase": self.phase,
+            "step": self.step,
+            "global_step": self.global_step,
+            "seconds": self.seconds,
+            "learner": learner.state_dict(objective),
+            "optimizers": optimizers.state_dict(),
+            "average": average.state_dict() if average is not None else None,
+        }
+        save_checkpoint(self.recipe.out / "checkpoints", f"step-{self.global_step:07}", state)
+        self._saved = time.monotonic()
+
+    def _resume_state(self) -> dict[str, Any] | None:
+        state = load_newest(self.recipe.out / "checkpoints")
+        if state is not None and state["recipe"] != _digest(self.recipe, state["phase"]):
+            raise TrainingError(
+                f"{self.recipe.out} holds a run of another recipe; remove that folder, or choose another with "
+                "--set out=…"
+            )
+        return state
+
+    def _stop_on_non_finite(self, batch: Batch, totals: dict[str, float]) -> None:
+        ids = [clip for label in batch.labels for clip in label.clips]
+        report = {"global_step": self.global_step + 1, "losses": {k: str(v) for k, v in totals.items()}, "clips": ids}
+        target = self.recipe.out / "non-finite.json"
+        target.write_text(json.dumps(report, indent=1))
+        raise TrainingError(
+            f"The loss at step {self.global_step + 1} is not finite; its clips are {', '.join(ids[:4])} … "
+            f"(all in {target}): look at them, or lower the phase's rates, and start again from the last checkpoint."
+        )
+
+    def _encoding(self, what: str) -> Callable[[int, int], None]:
+        line = StepLine(self.line.quiet)
+
+        def show(done: int, total: int) -> None:
+            line.show(f"encoding {what}", done, total, (total - done) // ENCODE_BATCH, {})
+
+        return show
+
+
+def _seed(seed: int, phase: int, step: int) -> int:
+    """A seed of its own for every step."""
+    words = np.random.SeedSequence([seed, phase, step + 1]).generate_state(2)
+    return int(words[0]) << 31 ^ int(words[1])
+
+
+def _digest(recipe: Recipe, phase: int) -> str:
+    """What a checkpoint of a phase depends on: later phases may still change."""
+    content = recipe.model_dump(mode="json", exclude={"out", "checkpoint_minutes", "phases", "name"})
+    content["phases"] = [p.model_dump(mode="json") for p in recipe.phases[: phase + 1]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
