@@ -15,7 +15,7 @@ from fastslm.weights import resolve
 class PretrainedEncoder(WhisperEncoder):
     """Whisper's encoder, which does not mind a decoder in the file that it is read from."""
 
-    _keys_to_ignore_on_load_unexpected = (r"^(model\.)?decoder\.", r"^proj_out\.")
+    _keys_to_ignore_on_load_unexpected = {r"^(model\.)?decoder\.", r"^proj_out\."}  # noqa: RUF012
 
 
 def load_encoder(name: str | os.PathLike, dtype: torch.dtype = torch.float32) -> WhisperEncoder:
@@ -43,7 +43,8 @@ def load_text_model(name: str | os.PathLike, dtype: torch.dtype = torch.float32,
         WeightsError: the weights cannot be found or fetched.
         CheckpointError: they lack a tensor.
     """
-    model, info = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype, output_loading_info=True, **kwargs)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(resolve(name), dtype=dtype, output_loading_info=True, **kwargs)
+    model, info = loaded
     refuse_differences(os.fspath(name), info["missing_keys"], (), info["mismatched_keys"])
     return model
 

@@ -67,8 +67,8 @@ class FastSLMForConditionalGeneration(FastSLMPreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = "past_key_values"
-    _no_split_modules = ("WhisperEncoderLayer", "Compressor", "DetailRecovery")
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _no_split_modules = ["WhisperEncoderLayer", "Compressor", "DetailRecovery"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -341,7 +341,9 @@ class FastSLMForConditionalGeneration(FastSLMPreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool = False, **kwargs: Any) -> dict:
         """Speech goes in at the first step only; afterwards it is in the cache."""
-        inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
+            *args, is_first_iteration=is_first_iteration, **kwargs
+        )
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in SPEECH_INPUTS:
                 inputs.pop(name, None)
@@ -362,7 +364,7 @@ class FastSLMForConditionalGeneration(FastSLMPreTrainedModel, GenerationMixin):
                 self.place_speech(input_ids, speech)  # raises the sentence
             rows = [row for part in speech.split(counts) for row in [part] * expand_size]
             given = {"speech_tokens": torch.cat(rows)}
-        expanded_ids, model_kwargs = super()._expand_inputs_for_generation(
+        expanded_ids, model_kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
         )
         return expanded_ids, {**model_kwargs, **{name: x for name, x in given.items() if x is not None}}

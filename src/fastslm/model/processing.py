@@ -155,7 +155,7 @@ class FastSLMProcessor(ProcessorMixin):
             expanded = self.expand(texts, [len(x) for x in features or ()])
             if add_special_tokens is None:
                 first = self.tokenizer.bos_token
-                add_special_tokens = not (first and expanded[0].startswith(first))
+                add_special_tokens = not (first and expanded[0].startswith(str(first)))
             encoded = self.tokenizer(
                 expanded,
                 padding=padding,
@@ -252,10 +252,11 @@ class FastSLMProcessor(ProcessorMixin):
         single = not conversation or isinstance(conversation[0], dict)
         conversations: list[Any] = [conversation] if single else list(conversation)
         recordings: list[AudioSource] = []
-        prompts = [
+        template: Any = chat_template or self.chat_template
+        prompts: list[Any] = [
             self.tokenizer.apply_chat_template(
                 [{**message, "content": _flat_content(message["content"], recordings)} for message in messages],
-                chat_template=chat_template or self.chat_template,
+                chat_template=template,
                 add_generation_prompt=add_generation_prompt,
                 tokenize=False,
                 **template_kwargs,

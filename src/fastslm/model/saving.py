@@ -71,7 +71,7 @@ class FastSLMPreTrainedModel(PreTrainedModel):
             return cls._from_trained(name, config, hub, **_without(kwargs, {"config", *hub, *VOID_ARGUMENTS}))
         wants_info = kwargs.pop("output_loading_info", False)
         try:
-            model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+            loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         except RuntimeError as error:
             if "mismatch" not in str(error):
                 raise
@@ -79,6 +79,7 @@ class FastSLMPreTrainedModel(PreTrainedModel):
                 f"The weights in {name} have other sizes than its configuration says: use the config.json that was "
                 "saved with them."
             ) from error
+        model, info = loaded
         refuse_differences(name, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
         # transformers gives every parameter that it loads a gradient.
         model.freeze_base()

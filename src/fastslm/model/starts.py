@@ -35,7 +35,7 @@ def start_hfq_former(model: HFQFormer) -> None:
 
 
 def mark_started(*parts: nn.Module) -> None:
-    """Tell transformers that these parts hold what they are to start with, so that it does not initialise them again."""
+    """Tell transformers that these parts hold what they start with, so that it does not initialise them again."""
     for part in parts:
         for module in part.modules():
             module._is_hf_initialized = True  # type: ignore[assignment]
