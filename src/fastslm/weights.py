@@ -7,6 +7,7 @@ to folders that transformers loads, and kept in `cache_dir()`; nothing of them i
 import contextlib
 import difflib
 import errno
+import io
 import json
 import os
 import re
@@ -244,7 +245,9 @@ def _quiet_transformers() -> Iterator[None]:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        # The bar of de-quantising is tqdm's own and heeds no switch of transformers.
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         if shown:
             logging.enable_progress_bar()
