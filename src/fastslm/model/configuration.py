@@ -7,6 +7,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, WhisperCo
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MEL_MODES = ("window", "authors")
 PROMPT_LAYOUTS = ("audio_first", "task_first")
+TRANSCRIPT_READERS = ("ctc", "llm")
 # What the CTC head writes; index 0 is its blank.
 CTC_CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"
 
@@ -114,6 +115,9 @@ class FastSLMConfig(PreTrainedConfig):
         added_embeddings: rows by which the text model's embedding outgrew the base's, because the tokenizer did.
         ctc_head: whether the checkpoint carries a CTC head (ours, architecture.md "the tied start").
         ctc_hidden_size, ctc_layers, ctc_steps_per_token: sizes of that head.
+        transcript_reader: what reads the speech tokens better, `ctc` or `llm`; `None`: the CTC head, if any.
+        llm_reads_speech: whether the language model has learnt to read speech tokens; where not, results say so.
+        languages: codes of what the model was trained to transcribe, the default first.
     """
 
     model_type = "fastslm"
@@ -138,6 +142,9 @@ class FastSLMConfig(PreTrainedConfig):
         ctc_hidden_size: int = 256,
         ctc_layers: int = 4,
         ctc_steps_per_token: int = 24,
+        transcript_reader: str | None = None,
+        llm_reads_speech: bool = False,
+        languages: list[str] | tuple[str, ...] = ("en",),
         **kwargs: Any,
     ):
         if isinstance(audio_config, dict):
@@ -163,11 +170,21 @@ class FastSLMConfig(PreTrainedConfig):
         self.ctc_hidden_size = ctc_hidden_size
         self.ctc_layers = ctc_layers
         self.ctc_steps_per_token = ctc_steps_per_token
+        self.transcript_reader = transcript_reader
+        self.llm_reads_speech = llm_reads_speech
+        self.languages = list(languages)
         super().__init__(**kwargs)
         if mel_mode not in MEL_MODES:
             raise ValueError(f"mel_mode is {mel_mode!r}; it must be one of {', '.join(MEL_MODES)}.")
         if prompt_layout not in PROMPT_LAYOUTS:
             raise ValueError(f"prompt_layout is {prompt_layout!r}; it must be one of {', '.join(PROMPT_LAYOUTS)}.")
+        if transcript_reader not in (None, *TRANSCRIPT_READERS):
+            raise ValueError(
+                f"transcript_reader is {transcript_reader!r}; it must be null or one of "
+                f"{', '.join(TRANSCRIPT_READERS)}."
+            )
+        if not self.languages:
+            raise ValueError("languages is empty; it must name at least one code, such as en.")
         if self.hfq_config.hidden_size != self.audio_config.d_model:
             raise ValueError(
                 f"The HFQ-Former is {self.hfq_config.hidden_size} wide and the encoder {self.audio_config.d_model}; "
