@@ -24,10 +24,12 @@ def list_command(as_json: Annotated[bool, typer.Option("--json", help="Print a J
     if as_json:
         typer.echo(json.dumps([weights.as_json() for weights in known], indent=2))
         return
-    table = Table("name", "source", "licence", "download", "cached in")
+    table = Table("name", "licence", "download", "source and folder")
+    table.columns[0].no_wrap = True
+    table.columns[-1].overflow = "fold"  # a path that is cut short is of no use
     for weights in known:
-        cached = str(weights.path) if weights.path else "not cached"
-        table.add_row(weights.name, weights.source, weights.licence, megabytes(weights.download_bytes), cached)
+        where = f"{weights.source}\n{weights.path or 'not cached'}"
+        table.add_row(weights.name, weights.licence, megabytes(weights.download_bytes), where)
     Console().print(table)
 
 
