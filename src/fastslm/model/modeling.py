@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,20 +22,15 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils.generic import can_return_tuple
 
 from fastslm.model.configuration import FastSLMConfig
 from fastslm.model.hfq_former import HFQFormer
 from fastslm.model.lora import add_lora, is_lora_key, lora_layers, lora_switched, merge_lora
-from fastslm.model.saving import FastSLMPreTrainedModel
+from fastslm.model.speech import SPEECH_INPUTS, SpeechPath
 from fastslm.model.starts import mark_started, start_hfq_former
-
-# Without gradients, windows pass the encoder in groups: memory does not grow with the recording.
-WINDOWS_AT_ONCE = 8
-# Arguments of `forward` that carry speech, at most one of them.
-SPEECH_INPUTS = ("input_features", "encoder_frames", "speech_tokens")
 
 
 @dataclass
@@ -48,7 +43,7 @@ class FastSLMCausalLMOutputWithPast(CausalLMOutputWithPast):
     speech_tokens: torch.Tensor | None = None
 
 
-class FastSLMForConditionalGeneration(FastSLMPreTrainedModel, GenerationMixin):
+class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
     """Hears speech at 50 tokens a 30 s window and answers in text (arXiv 2601.06199).
 
     Only the HFQ-Former, the projection, LoRA and the CTC head, if there is one, are trainable. LoRA is on where the
@@ -124,6 +119,10 @@ class FastSLMForConditionalGeneration(FastSLMPreTrainedModel, GenerationMixin):
             gradient_checkpointing_kwargs={"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}, **kwargs
         )
 
+    if TYPE_CHECKING:
+        # transformers declares it for a protocol that no model meets.
+        def generate(self, *args: Any, **kwargs: Any) -> Any: ...
+
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
 
@@ -138,113 +137,6 @@ class FastSLMForConditionalGeneration(FastSLMPreTrainedModel, GenerationMixin):
 
     def get_decoder(self) -> nn.Module:
         return self.language_model.get_decoder()
-
-    def encode(self, input_features: torch.Tensor) -> torch.Tensor:
-        """Log-mel windows → encoder frames, without gradients.
-
-        Args:
-            input_features: (windows, mel bins, 3000), float32; cast to the encoder's dtype here and nowhere else.
-
-        Returns:
-            (windows, 1500, hidden)
-        """
-        dtype = self.encoder.conv1.weight.dtype
-        with torch.no_grad():
-            groups = input_features.to(dtype).split(WINDOWS_AT_ONCE)
-            return torch.cat([self.encoder(group, return_dict=True).last_hidden_state for group in groups])
-
-    def get_speech_tokens(
-        self, input_features: torch.Tensor | None = None, encoder_frames: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """What the HFQ-Former makes of windows, before the projection; the CTC head reads this.
-
-        Args:
-            input_features: (windows, mel bins, 3000), or
-            encoder_frames: (windows, 1500, hidden), the encoder's output of before.
-
-        Returns:
-            (windows, 50, hidden)
-        """
-        if (input_features is None) == (encoder_frames is None):
-            raise ValueError("Speech tokens come from input_features or from encoder_frames: give exactly one of them.")
-        if torch.is_grad_enabled():
-            return self._tokens(input_features, encoder_frames)
-        windows = input_features if input_features is not None else encoder_frames
-        assert windows is not None
-        groups = windows.split(WINDOWS_AT_ONCE)
-        if input_features is not None:
-            return torch.cat([self._tokens(group, None) for group in groups])
-        return torch.cat([self._tokens(None, group) for group in groups])
-
-    def _tokens(self, input_features: torch.Tensor | None, encoder_frames: torch.Tensor | None) -> torch.Tensor:
-        if encoder_frames is None:
-            assert input_features is not None
-            encoder_frames = self.encode(input_features)
-        return self.hfq_former(encoder_frames.to(self.hfq_former.compressor1.query.dtype))
-
-    def project(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(…, hidden) → (…, text hidden)"""
-        return self.projector(tokens.to(self.projector.weight.dtype))
-
-    def get_audio_features(self, input_features: torch.Tensor) -> BaseModelOutputWithPooling:
-        """transformers' name for the way from log-mel to embeddings.
-
-        Returns:
-            last_hidden_state (windows, 50, hidden) and pooler_output (windows, 50, text hidden).
-        """
-        tokens = self.get_speech_tokens(input_features)
-        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self.project(tokens))  # type: ignore
-
-    def embed_speech(
-        self,
-        input_features: torch.Tensor | None = None,
-        encoder_frames: torch.Tensor | None = None,
-        speech_tokens: torch.Tensor | None = None,
-    ) -> torch.Tensor | None:
-        """Whichever of the three was given → (speech tokens of the batch, text hidden); `None` without any.
-
-        Raises:
-            ValueError: more than one was given, or speech tokens of another width.
-        """
-        given = [x for x in (input_features, encoder_frames, speech_tokens) if x is not None]
-        if len(given) > 1:
-            raise ValueError(f"Speech is given more than once: pass one of {', '.join(SPEECH_INPUTS)}.")
-        if not given:
-            return None
-        width = self.projector.out_features
-        if speech_tokens is None:
-            return self.project(self.get_speech_tokens(input_features, encoder_frames)).reshape(-1, width)
-        if speech_tokens.shape[-1] != width:
-            raise ValueError(
-                f"speech_tokens are {speech_tokens.shape[-1]} wide, but the language model is {width} wide: "
-                "pass what embed_speech returned."
-            )
-        return speech_tokens.reshape(-1, width)
-
-    def place_speech(self, input_ids: torch.Tensor, speech: torch.Tensor | None) -> torch.Tensor:
-        """Embeddings of a prompt whose placeholders hold `speech`, in order of rows and places.
-
-        Args:
-            input_ids: (batch, length). speech: (placeholders in all rows, text hidden) or `None`.
-
-        Returns:
-            (batch, length, text hidden)
-
-        Raises:
-            ValueError: the number of placeholders is not that of speech embeddings.
-        """
-        placeholders = input_ids == self.config.audio_token_id
-        # A placeholder's own embedding is never read, so it need not have one.
-        embeddings = self.get_input_embeddings()(input_ids.masked_fill(placeholders, 0))
-        places, count = int(placeholders.sum()), 0 if speech is None else len(speech)
-        if places != count:
-            raise ValueError(
-                f"The prompts hold {places} audio placeholders, but the audio gives {count} speech tokens: "
-                "let FastSLMProcessor expand <|AUDIO|>, which makes the two equal."
-            )
-        if speech is None:
-            return embeddings
-        return embeddings.masked_scatter(placeholders[..., None], speech.to(embeddings.device, embeddings.dtype))
 
     @can_return_tuple
     def forward(

@@ -62,7 +62,8 @@ class FastSLMPreTrainedModel(PreTrainedModel):
             CheckpointError: weights are missing, unexpected, or of another size than the configuration says.
             WeightsError: the base weights cannot be found or fetched.
         """
-        name = os.fspath(pretrained_model_name_or_path)
+        given = pretrained_model_name_or_path
+        name = "the given state dict" if given is None else os.fspath(given)
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
         config = kwargs.get("config")
         if not isinstance(config, FastSLMConfig):
@@ -71,7 +72,7 @@ class FastSLMPreTrainedModel(PreTrainedModel):
             return cls._from_trained(name, config, hub, **_without(kwargs, {"config", *hub, *VOID_ARGUMENTS}))
         wants_info = kwargs.pop("output_loading_info", False)
         try:
-            loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+            loaded: Any = super().from_pretrained(given, *args, output_loading_info=True, **kwargs)
         except RuntimeError as error:
             if "mismatch" not in str(error):
                 raise
@@ -245,7 +246,11 @@ def written_beside(folder: str | os.PathLike) -> Iterator[Path]:
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         yield scratch
-        scratch.chmod(0o777 & ~_umask())
+        # A scratch folder, and safetensors' files, are for their owner alone; a checkpoint is like any other file.
+        open_to = ~_umask()
+        scratch.chmod(0o777 & open_to)
+        for file in scratch.iterdir():
+            file.chmod(0o666 & open_to)
         if not target.exists():
             os.replace(scratch, target)
             return
