@@ -1,1 +1,88 @@
+"""The command `fastslm`: what it knows, and how it ends.
 
+Results go to standard output, all else to standard error. Exit status: 0 done; 2 the user's input is at fault, said in
+one sentence; 1 a bug, with a traceback; 130 stopped by Ctrl-C. Heavy imports wait until a command needs them.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from fastslm import __version__
+from fastslm.cli import authors, evaluate, tasks, train, weights
+from fastslm.errors import FastSLMError
+
+INTERRUPTED = 130
+USERS_FAULT = 2
+
+app = typer.Typer(
+    name="fastslm",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fastslm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Listen to hours of speech at 1.67 tokens a second: transcribe, translate, summarize, ask.
+
+    Recordings are any sound or video files that FFmpeg reads, or memories made by `fastslm encode` (.fslm).
+    """
+
+
+app.add_typer(tasks.app)
+app.add_typer(train.app)
+app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(weights.app, name="weights")
+app.add_typer(authors.app)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command with these arguments, by default the process's own, and leave with its exit status."""
+    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command and return its exit status; a bug is raised."""
+    try:
+        command: Any = typer.main.get_command(app)
+        status = command.main(arguments, prog_name="fastslm", standalone_mode=False)
+    except FastSLMError as error:
+        return _complain(str(error))
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except Exception as error:
+        # typer's own errors, whose class is not public, know their words.
+        words: Any = getattr(error, "format_message", None)
+        if words is None:
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(words(), err=True)
+            return USERS_FAULT
+        context: Any = getattr(error, "ctx", None)
+        path = context.command_path if context else "fastslm"
+        said = words() if words()[-1:] in ".?" else f"{words()}."
+        return _complain(f"{said} See `{path} --help`.")
+    if status == INTERRUPTED:
+        typer.echo("\nfastslm: stopped.", err=True)
+    return status if isinstance(status, int) else 0
+
+
+def _complain(sentence: str) -> int:
+    typer.echo(f"fastslm: {' '.join(sentence.split())}", err=True)
+    return USERS_FAULT

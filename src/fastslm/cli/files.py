@@ -1,0 +1,129 @@
+"""One command over several files: each is read whatever becomes of the others, and progress is shown for each."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from fastslm.errors import FastSLMError, OptionError
+
+if TYPE_CHECKING:
+    from fastslm.longform.encoder import OnProgress
+    from fastslm.speech import FastSLM
+
+Handle = Callable[["FastSLM", Path, "OnProgress"], None]
+
+
+def for_each_file(files: list[Path], model: str, device: str, dtype: str, handle: Handle) -> None:
+    """Call `handle` with the model and each file. A file at fault is said, and the others go on.
+
+    Files are looked at first, so that what cannot be read costs no loading of the model.
+
+    Raises:
+        typer.Exit: with status 2, at the end, if a file was at fault.
+    """
+    readable = [file for file in files if _said(lambda file=file: _look_at(file))]
+    done = 0
+    if readable:
+        loaded = load_quietly(model, device, dtype)
+        for file in readable:
+            with _progress(file) as on_progress:
+                done += _said(lambda file=file, show=on_progress: handle(loaded, file, show))
+    if done < len(files):
+        raise typer.Exit(2)
+
+
+def load_quietly(model: str, device: str, dtype: str) -> "FastSLM":
+    """`fastslm.load`, without what transformers says of its own doings."""
+    from transformers.utils import logging
+
+    from fastslm.loading import load
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return load(model, device, dtype)
+
+
+def output_paths(files: list[Path], folder: Path, suffix: str) -> dict[Path, Path]:
+    """Where the result of each file goes.
+
+    Raises:
+        OptionError: two would go to the same place.
+        FastSLMError: the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FastSLMError(
+            f"The folder {folder} cannot be made ({error.strerror}): choose another --output-dir."
+        ) from error
+    targets: dict[Path, Path] = {}
+    for file in files:
+        target = folder / f"{file.stem}{suffix}"
+        rival = next((other for other, taken in targets.items() if taken == target), None)
+        if rival is not None:
+            raise OptionError(f"{rival} and {file} would both be written to {target}: run them apart.")
+        targets[file] = target
+    return targets
+
+
+def warn(file: Path, warnings: tuple[str, ...]) -> None:
+    """What a result warns of, on standard error."""
+    for sentence in warnings:
+        named = sentence if str(file) in sentence else f"{file}: {sentence}"
+        typer.echo(f"fastslm: warning: {named}", err=True)
+
+
+def _look_at(file: Path) -> None:
+    """Raise what shows of a file without decoding it."""
+    from fastslm.audio import probe_duration
+    from fastslm.longform.memory import SUFFIX, SpeechMemory
+
+    if file.suffix.lower() == SUFFIX:
+        SpeechMemory.load(file)
+    else:
+        probe_duration(file)
+
+
+def _said(work: Callable[[], None]) -> bool:
+    """Whether it was done; if not, by the user's fault, the sentence was printed."""
+    try:
+        work()
+    except FastSLMError as error:
+        typer.echo(f"fastslm: {' '.join(str(error).split())}", err=True)
+        return False
+    return True
+
+
+@contextmanager
+def _progress(file: Path) -> Iterator["OnProgress"]:
+    """A bar with the time left, on a terminal only."""
+    if not sys.stderr.isatty():
+        yield lambda progress: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[heard]}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(file.name, total=None, heard="")
+
+        def show(progress: "object") -> None:
+            from fastslm.longform.results import Progress as Encoded
+            from fastslm.longform.results import clock
+
+            assert isinstance(progress, Encoded)
+            bar.update(
+                task, completed=progress.seconds, total=progress.total_seconds, heard=f"{clock(progress.seconds)} heard"
+            )
+
+        yield show

@@ -1,0 +1,26 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Files = Annotated[
+    list[Path],
+    typer.Argument(metavar="FILE...", help="Recordings, or memories of `fastslm encode`.", show_default=False),
+]
+Model = Annotated[str, typer.Option(help="fastslm-tiny, a checkpoint's folder, or owner/name on the Hugging Face Hub.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, … ; auto is CUDA where there is some.")]
+DType = Annotated[str, typer.Option(help="float32, bfloat16, float16; auto fits the device.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line for each FILE.")]
+OutputDir = Annotated[
+    Path | None,
+    typer.Option(help="Write one file for each FILE there, instead of standard output.", show_default=False),
+]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(help="Tokens that the language model may write; by default enough.", show_default=False),
+]
+Reader = Annotated[
+    str, typer.Option(help="What reads the speech tokens: ctc, llm, or auto, the better of the two in this model.")
+]

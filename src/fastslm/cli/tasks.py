@@ -1,0 +1,203 @@
+"""`fastslm transcribe|translate|summarize|ask|encode`: the four tasks, and a memory for later."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fastslm.cli.files import for_each_file, output_paths, warn
+from fastslm.cli.options import AsJson, Device, DType, Files, MaxNewTokens, Model, OutputDir, Reader
+from fastslm.errors import OptionError
+
+if TYPE_CHECKING:
+    from fastslm.longform.encoder import OnProgress
+    from fastslm.longform.results import Answer
+    from fastslm.speech import FastSLM
+
+DEFAULT_MODEL = "fastslm-tiny"
+app = typer.Typer()
+
+
+@app.command()
+def transcribe(
+    files: Files,
+    model: Model = DEFAULT_MODEL,
+    format_name: Annotated[
+        str | None, typer.Option("--format", help="text, json, srt or vtt; text by default.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    output_dir: OutputDir = None,
+    language: Annotated[
+        str | None, typer.Option(help="What is spoken; by default the model's first language.", show_default=False)
+    ] = None,
+    reader: Reader = "auto",
+    max_new_tokens: MaxNewTokens = None,
+    device: Device = "auto",
+    dtype: DType = "auto",
+) -> None:
+    """Write down what is said, with times."""
+    from fastslm.longform.formats import format_named
+    from fastslm.longform.output import write_text
+
+    if as_json and format_name not in (None, "json"):
+        raise OptionError(f"--json and --format {format_name} were both given: choose one of them.")
+    form = format_named("json" if as_json else format_name or "text")
+    if form.has_marks and output_dir is None and len(files) > 1:
+        raise OptionError(f"Several {form.name} files cannot follow one another on standard output: give --output-dir.")
+    targets = output_paths(files, output_dir, form.suffix) if output_dir else {}
+
+    def handle(loaded: "FastSLM", file: Path, on_progress: "OnProgress") -> None:
+        transcript = loaded.transcribe(
+            file,
+            language=language,
+            reader=reader,  # type: ignore[arg-type]
+            max_new_tokens=max_new_tokens,
+            on_progress=on_progress,
+        )
+        warn(file, transcript.warnings)
+        if file in targets:
+            typer.echo(write_text(targets[file], form.write(transcript)))
+        elif form.name == "json":
+            _print_json(file, loaded, transcript.as_dict())
+        else:
+            _print_text(file, files, form.write(transcript))
+
+    for_each_file(files, model, device, dtype, handle)
+
+
+@app.command()
+def translate(
+    files: Files,
+    to: Annotated[str, typer.Option(help="Code or English name of the language to translate into.")] = "ko",
+    model: Model = DEFAULT_MODEL,
+    as_json: AsJson = False,
+    output_dir: OutputDir = None,
+    max_new_tokens: MaxNewTokens = None,
+    device: Device = "auto",
+    dtype: DType = "auto",
+) -> None:
+    """Say in another language what is said."""
+    _answers(
+        files,
+        (model, device, dtype),
+        as_json,
+        output_dir,
+        lambda loaded, file, show: loaded.translate(file, to, max_new_tokens=max_new_tokens, on_progress=show),
+    )
+
+
+@app.command()
+def summarize(
+    files: Files,
+    model: Model = DEFAULT_MODEL,
+    as_json: AsJson = False,
+    output_dir: OutputDir = None,
+    max_new_tokens: MaxNewTokens = None,
+    device: Device = "auto",
+    dtype: DType = "auto",
+) -> None:
+    """Say in short what is said."""
+    _answers(
+        files,
+        (model, device, dtype),
+        as_json,
+        output_dir,
+        lambda loaded, file, show: loaded.summarize(file, max_new_tokens=max_new_tokens, on_progress=show),
+    )
+
+
+@app.command()
+def ask(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="FILE... QUESTION", help="Recordings or memories, then what to ask.")
+    ],
+    question: Annotated[
+        str | None, typer.Option(help="What to ask; all arguments are files then.", show_default=False)
+    ] = None,
+    model: Model = DEFAULT_MODEL,
+    as_json: AsJson = False,
+    output_dir: OutputDir = None,
+    max_new_tokens: MaxNewTokens = None,
+    device: Device = "auto",
+    dtype: DType = "auto",
+) -> None:
+    """Answer a question about recordings, about each alone."""
+    if question is None:
+        *arguments, question = arguments
+    if not arguments:
+        raise OptionError(
+            f"There is no file, or no question, in {question!r}: give files, and the question after them."
+        )
+    asked = question
+    _answers(
+        [Path(file) for file in arguments],
+        (model, device, dtype),
+        as_json,
+        output_dir,
+        lambda loaded, file, show: loaded.ask(file, asked, max_new_tokens=max_new_tokens, on_progress=show),
+    )
+
+
+@app.command()
+def encode(
+    files: Files,
+    model: Model = DEFAULT_MODEL,
+    output_dir: Annotated[Path, typer.Option(help="Folder of the memories.")] = Path(),
+    as_json: AsJson = False,
+    device: Device = "auto",
+    dtype: DType = "auto",
+) -> None:
+    """Keep what the model hears: FILE.fslm, which every task takes in place of the recording."""
+    from fastslm.longform.memory import SUFFIX
+
+    targets = output_paths(files, output_dir, SUFFIX)
+
+    def handle(loaded: "FastSLM", file: Path, on_progress: "OnProgress") -> None:
+        memory = loaded.encode(file, on_progress=on_progress)
+        warn(file, memory.facts.warnings)
+        path = memory.save(targets[file])
+        if as_json:
+            facts = {"memory": str(path), "duration": round(memory.duration, 3), "windows": len(memory.tokens)}
+            _print_json(file, loaded, {**facts, "audio_tokens": memory.audio_tokens})
+        else:
+            typer.echo(path)
+
+    for_each_file(files, model, device, dtype, handle)
+
+
+def _answers(
+    files: list[Path],
+    which: tuple[str, str, str],
+    as_json: bool,
+    output_dir: Path | None,
+    task: "Callable[[FastSLM, Path, OnProgress], Answer]",
+) -> None:
+    """What a task of the language model says of each file."""
+    from fastslm.longform.output import write_text
+
+    targets = output_paths(files, output_dir, ".json" if as_json else ".txt") if output_dir else {}
+
+    def handle(loaded: "FastSLM", file: Path, on_progress: "OnProgress") -> None:
+        answer = task(loaded, file, on_progress)
+        warn(file, answer.warnings)
+        if file in targets:
+            text = json.dumps(answer.as_dict(), ensure_ascii=False) if as_json else answer.text
+            typer.echo(write_text(targets[file], text + "\n"))
+        elif as_json:
+            _print_json(file, loaded, answer.as_dict())
+        else:
+            _print_text(file, files, answer.text + "\n")
+
+    for_each_file(files, *which, handle)
+
+
+def _print_json(file: Path, loaded: "FastSLM", result: dict[str, object]) -> None:
+    typer.echo(json.dumps({"file": str(file), "model": loaded.name, **result}, ensure_ascii=False))
+
+
+def _print_text(file: Path, files: list[Path], text: str) -> None:
+    if len(files) > 1:
+        typer.echo(f"==> {file} <==")
+    typer.echo(text, nl=False)

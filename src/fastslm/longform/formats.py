@@ -1,0 +1,44 @@
+"""The forms in which a transcript can be written."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from fastslm.errors import OptionError
+from fastslm.longform.results import Transcript
+from fastslm.longform.subtitles import write_srt, write_vtt
+
+
+@dataclass(frozen=True)
+class Format:
+    """A form of transcripts. suffix: of its files. has_marks: its text is a whole file, which another cannot follow."""
+
+    name: str
+    suffix: str
+    write: Callable[[Transcript], str]
+    has_marks: bool = False
+
+
+FORMATS = {
+    form.name: form
+    for form in (
+        Format("text", ".txt", lambda transcript: transcript.text + "\n"),
+        Format("json", ".json", lambda transcript: json.dumps(transcript.as_dict(), ensure_ascii=False) + "\n"),
+        Format("srt", ".srt", write_srt, has_marks=True),
+        Format("vtt", ".vtt", write_vtt, has_marks=True),
+    )
+}
+
+
+def format_named(name: str) -> Format:
+    """The form of that name.
+
+    Raises:
+        OptionError: there is none; the nearest is named.
+    """
+    if name in FORMATS:
+        return FORMATS[name]
+    near = get_close_matches(name.lower(), FORMATS, n=1)
+    hint = f", did you mean {near[0]!r}" if near else ""
+    raise OptionError(f"There is no format {name!r}{hint}: choose one of {', '.join(FORMATS)}.")

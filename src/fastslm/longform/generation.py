@@ -1,0 +1,116 @@
+"""The language model at work on speech tokens: prompts, their limit, and greedy text with how it ended."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fastslm.errors import OptionError
+from fastslm.longform.results import FinishReason
+from fastslm.model.modeling import FastSLMForConditionalGeneration
+from fastslm.model.processing import FastSLMProcessor
+
+# Room for what is said: fast speech has 4 words a second, and a word takes up to 2 tokens.
+TOKENS_PER_SECOND = 10
+LEAST_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What the language model wrote for one prompt. tokens: how many, its end token not counted."""
+
+    text: str
+    tokens: int
+    finish_reason: FinishReason
+
+
+def token_budget(seconds: float) -> int:
+    """Tokens that suffice for all that can be said in `seconds`."""
+    return LEAST_TOKENS + math.ceil(seconds * TOKENS_PER_SECOND)
+
+
+def check_budget(max_new_tokens: int | None) -> None:
+    """Refuse a budget that is no positive number.
+
+    Raises:
+        OptionError: it is not.
+    """
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise OptionError(f"max_new_tokens is {max_new_tokens}, 1 or more is allowed: give more, or leave it out.")
+
+
+def generate(
+    model: FastSLMForConditionalGeneration,
+    processor: FastSLMProcessor,
+    prompt: str,
+    tokens: torch.Tensor,
+    budgets: Sequence[int],
+    **options: Any,
+) -> list[Generated]:
+    """One text for each recording; the same prompt for all, the recordings equally long.
+
+    A text does not depend on the others: each has a budget of its own, and prompts of one length need no padding.
+
+    Args:
+        prompt: from `FastSLMProcessor.build_prompt`, with one `<|AUDIO|>`.
+        tokens: (recordings, windows, 50, hidden), before the projection.
+        budgets: tokens to write at most, one number a recording.
+        options: for `generate` of transformers; greedy without.
+
+    Raises:
+        OptionError: prompt, speech and answer do not fit into the language model's context.
+    """
+    rows, windows = tokens.shape[:2]
+    ids = prompt_ids(processor, prompt, windows).to(model.device)
+    _check_context(model, ids.shape[1], windows, max(budgets))
+    ids = ids.expand(rows, -1).contiguous()
+    chosen = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None, **options}
+    with torch.inference_mode():
+        written = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            speech_tokens=model.project(tokens.to(model.device)).flatten(0, 2),
+            max_new_tokens=max(budgets),
+            pad_token_id=processor.tokenizer.pad_token_id,
+            **chosen,
+        )
+    ends = _end_tokens(model, processor)
+    new = written[:, ids.shape[1] :].tolist()
+    return [_generated(row, budget, ends, processor) for row, budget in zip(new, budgets, strict=True)]
+
+
+def prompt_ids(processor: FastSLMProcessor, prompt: str, windows: int) -> torch.Tensor:
+    """A prompt's ids (1, length), with the placeholders of `windows` windows."""
+    tokenizer: Any = processor.tokenizer
+    text = processor.expand([prompt], [windows])[0]
+    begun = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+    return tokenizer(text, add_special_tokens=not begun, return_tensors="pt")["input_ids"]
+
+
+def _check_context(model: FastSLMForConditionalGeneration, prompt: int, windows: int, budget: int) -> None:
+    limit = getattr(model.config.text_config.get_text_config(), "max_position_embeddings", None)
+    if limit is None or prompt + budget <= limit:
+        return
+    speech = windows * model.config.tokens_per_window
+    room = max(0, limit - budget - (prompt - speech)) // model.config.tokens_per_window
+    raise OptionError(
+        f"The recording becomes {speech} speech tokens, and with the prompt and up to {budget} tokens of answer "
+        f"{prompt + budget} positions are needed, but the language model has {limit}: give a recording of up to "
+        f"{room // 2} minutes, or a smaller max_new_tokens."
+    )
+
+
+def _end_tokens(model: FastSLMForConditionalGeneration, processor: FastSLMProcessor) -> set[int]:
+    configured: Any = getattr(model.generation_config, "eos_token_id", None)
+    ends = configured if isinstance(configured, list) else [configured]
+    return {end for end in [*ends, processor.tokenizer.eos_token_id] if end is not None}
+
+
+def _generated(ids: list[int], budget: int, ends: set[int], processor: FastSLMProcessor) -> Generated:
+    own = ids[:budget]
+    stop = next((index for index, token in enumerate(own) if token in ends), None)
+    kept = own if stop is None else own[:stop]
+    text: Any = processor.tokenizer.decode(kept, skip_special_tokens=True)
+    return Generated(text.strip(), len(kept), "length" if stop is None else "stop")

@@ -1,0 +1,51 @@
+"""Files that are found whole under their name, or not at all."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastslm.errors import FastSLMError
+
+
+@contextlib.contextmanager
+def beside(path: str | os.PathLike) -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` when the context ends without an error.
+
+    Raises:
+        FastSLMError: the folder is missing, not writable, or its disk is full.
+    """
+    target = Path(path)
+    scratch: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
+        os.close(handle)
+        scratch = Path(name)
+        yield scratch
+        scratch.chmod(0o666 & ~_umask())
+        os.replace(scratch, target)
+    except OSError as error:
+        raise FastSLMError(
+            f"{target} cannot be written ({error.strerror or error}): choose another place, or free some room."
+        ) from error
+    finally:
+        if scratch is not None:
+            scratch.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> Path:
+    """Write a text file, whole or not at all.
+
+    Raises:
+        FastSLMError: as `beside`.
+    """
+    with beside(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

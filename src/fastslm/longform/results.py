@@ -1,0 +1,143 @@
+"""What a task returns: the text, where in the recording it comes from, how it ended, and what it cost."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "silence"]
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word and when it is said, in seconds from the start of the recording.
+
+    log_probability: mean over the word's letters, of the reader that wrote it.
+    """
+
+    text: str
+    start: float
+    end: float
+    log_probability: float | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a recording and what is said in it.
+
+    finish_reason: `stop`, the reader came to its end; `length`, its token budget did first; `silence`, nothing was
+    there to read.
+    """
+
+    start: float
+    end: float
+    text: str
+    words: tuple[Word, ...] = ()
+    finish_reason: FinishReason = "stop"
+
+
+@dataclass(frozen=True)
+class Span:
+    """Seconds of the recording that an answer rests on."""
+
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a result cost, and how it came about.
+
+    Attributes:
+        windows: of 30 s, the last one shorter.
+        audio_tokens: what the windows became (50 each).
+        text_tokens: what the language model wrote; 0 where it had no part.
+        seconds: the recording's, as it was decoded.
+        seconds_heard: those of them in windows that held sound and were read to the end.
+        processing_seconds: wall time of this call; of a memory, without the encoding.
+        real_time_factor: processing seconds for a second of the recording.
+        reader: what read the tokens: `ctc`, the CTC head, or `llm`, the language model.
+        method: how they were read: `window`, each window alone, or `whole`, all of them in one prompt.
+    """
+
+    windows: int
+    audio_tokens: int
+    text_tokens: int
+    seconds: float
+    seconds_heard: float
+    processing_seconds: float
+    real_time_factor: float
+    reader: str
+    method: str
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What is said in a recording.
+
+    duration: seconds. language: a code. warnings: one sentence for each thing that the text does not show.
+    """
+
+    text: str
+    segments: tuple[Segment, ...]
+    language: str
+    duration: float
+    warnings: tuple[str, ...]
+    usage: Usage
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """`length` where any segment was cut, `silence` where there was nothing in any, else `stop`."""
+        return _together([segment.finish_reason for segment in self.segments])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers, for JSON."""
+        return _plain({**asdict(self), "finish_reason": self.finish_reason})
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the language model says of a recording: a translation, a summary, an answer.
+
+    spans: the seconds that were in front of the model. Else as `Transcript`.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    duration: float
+    warnings: tuple[str, ...]
+    usage: Usage
+    finish_reason: FinishReason = "stop"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers, for JSON."""
+        return _plain(asdict(self))
+
+
+@dataclass
+class Progress:
+    """How far a recording is encoded. `total_seconds` is what its container says, `None` where it says nothing."""
+
+    seconds: float = 0.0
+    total_seconds: float | None = None
+    finished: bool = field(default=False)
+
+
+def clock(seconds: float) -> str:
+    """75 → 1:15, 3675 → 1:01:15"""
+    hours, minutes = divmod(round(seconds) // 60, 60)
+    rest = f"{round(seconds) % 60:02}"
+    return f"{hours}:{minutes:02}:{rest}" if hours else f"{minutes}:{rest}"
+
+
+def _together(reasons: list[FinishReason]) -> FinishReason:
+    if "length" in reasons:
+        return "length"
+    return "silence" if reasons and all(reason == "silence" for reason in reasons) else "stop"
+
+
+def _plain(value: Any) -> Any:
+    """Milliseconds are all that times hold, and six digits all that other numbers do."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return round(value, 6 if abs(value) < 1 else 3) if isinstance(value, float) else value

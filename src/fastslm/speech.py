@@ -1,0 +1,166 @@
+"""The object that `fastslm.load` returns: the four tasks and the memory, for one recording or many."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from fastslm.audio import AudioSource
+from fastslm.errors import OptionError
+from fastslm.longform.encoder import OnProgress, WindowEncoder, name_of
+from fastslm.longform.fingerprint import model_fingerprint
+from fastslm.longform.memory import SUFFIX, SpeechMemory
+from fastslm.longform.questions import answer
+from fastslm.longform.results import Answer, Transcript
+from fastslm.longform.transcription import Reader, Transcriber, TranscriptionOptions
+from fastslm.model.modeling import FastSLMForConditionalGeneration
+from fastslm.model.processing import FastSLMProcessor
+
+Source = AudioSource | SpeechMemory
+
+
+class FastSLM:
+    """A model that hears, with what it needs to read recordings and write text.
+
+    Every task takes a recording as `fastslm.audio.stream_audio` does (a path, an encoded file's content, an array with
+    its `sampling_rate`), or a `SpeechMemory`, or the path of a saved one (`.fslm`).
+
+    Args:
+        model: transformers' model, put in evaluation mode; `self.model` for all that transformers offers.
+        processor: of the same checkpoint.
+        name: what results and messages call it.
+    """
+
+    def __init__(
+        self, model: FastSLMForConditionalGeneration, processor: FastSLMProcessor, name: str = "the model"
+    ) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        self.name = name
+        self.encoder = WindowEncoder(model)
+        self.transcriber = Transcriber(model, processor)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of what was trained: a measured figure belongs to one."""
+        return model_fingerprint(self.model)
+
+    def encode(
+        self, source: Source, *, sampling_rate: float | None = None, on_progress: OnProgress | None = None
+    ) -> SpeechMemory:
+        """The recording as 50 tokens for each 30 s: every task takes it in place of the audio, and answers the same.
+
+        Args:
+            sampling_rate: Hz, of an array.
+            on_progress: told how far it is, from time to time.
+
+        Raises:
+            AudioError: the recording cannot be read.
+            CheckpointError: a memory of another model.
+        """
+        memory = _memory(source)
+        if memory is None:
+            assert not isinstance(source, SpeechMemory)
+            return self.encoder.encode(source, sampling_rate, on_progress=on_progress)
+        if sampling_rate is not None:
+            raise OptionError("A sampling rate was given with a speech memory: leave it out, it belongs to arrays.")
+        memory.require(self.encoder.fingerprint)
+        return memory
+
+    def transcribe(
+        self,
+        source: Source,
+        *,
+        language: str | None = None,
+        reader: Reader = "auto",
+        max_new_tokens: int | None = None,
+        sampling_rate: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Transcript:
+        """What is said in a recording of any length, with the times of its windows and, from the CTC head, its words.
+
+        Args:
+            language, reader, max_new_tokens: those of `TranscriptionOptions`.
+            sampling_rate, on_progress: those of `encode`.
+
+        Raises:
+            AudioError: the recording cannot be read.
+            OptionError: an unknown language or reader.
+            CheckpointError: a memory of another model.
+        """
+        started = monotonic()
+        options = TranscriptionOptions(language, reader, max_new_tokens).resolved(self.model)
+        memory = self.encode(source, sampling_rate=sampling_rate, on_progress=on_progress)
+        (transcript,) = self.transcriber.transcribe(iter([memory]), options, started)
+        return transcript
+
+    def transcribe_many(
+        self,
+        sources: Iterable[AudioSource],
+        *,
+        language: str | None = None,
+        reader: Reader = "auto",
+        max_new_tokens: int | None = None,
+    ) -> Iterator[Transcript]:
+        """As `transcribe`, for many recordings, in their order: short ones share the model's batches.
+
+        The text of each is that which it has alone. Processing time is shared out by duration.
+        """
+        options = TranscriptionOptions(language, reader, max_new_tokens).resolved(self.model)
+        memories = self.encoder.encode_many((name_of(source), source) for source in sources)
+        yield from self.transcriber.transcribe(memories, options)
+
+    def translate(self, source: Source, to: str = "ko", **options: Any) -> Answer:
+        """What is said, in another language.
+
+        Args:
+            to: code or English name of the language.
+            options: `max_new_tokens`, and those of `encode`.
+
+        Raises:
+            OptionError: an unknown language, or a recording longer than the language model's context.
+            AudioError: the recording cannot be read.
+        """
+        return self._answer(source, "translate", {"language": to}, **options)
+
+    def summarize(self, source: Source, **options: Any) -> Answer:
+        """What a recording says in short. Arguments and errors are `translate`'s."""
+        return self._answer(source, "summarize", {}, **options)
+
+    def ask(self, source: Source, question: str, **options: Any) -> Answer:
+        """The answer to a question about a recording. Further arguments and errors are `translate`'s."""
+        return self._answer(source, "ask", {"question": question}, **options)
+
+    def _answer(
+        self,
+        source: Source,
+        task: str,
+        prompt_options: dict[str, str],
+        *,
+        max_new_tokens: int | None = None,
+        sampling_rate: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Answer:
+        started = monotonic()
+        # The prompt's errors come before the encoding, which may take long.
+        self.processor.build_prompt(task, **prompt_options)
+        memory = self.encode(source, sampling_rate=sampling_rate, on_progress=on_progress)
+        return answer(
+            self.model,
+            self.processor,
+            memory,
+            task,
+            max_new_tokens=max_new_tokens,
+            started=started,
+            **prompt_options,
+        )
+
+
+def _memory(source: Source) -> SpeechMemory | None:
+    """The memory that was given or named, `None` for a recording."""
+    if isinstance(source, SpeechMemory):
+        return source
+    if isinstance(source, str | os.PathLike) and Path(source).suffix.lower() == SUFFIX:
+        return SpeechMemory.load(source)
+    return None
