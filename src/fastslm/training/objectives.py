@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,15 @@ class Objective(Protocol):
 
     def log_probs(self, frames: torch.Tensor) -> torch.Tensor:
         """Characters, (windows, steps, classes), for validation."""
+        ...
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """An objective whose transcript does not come from the CTC head."""
+
+    def transcripts(self, frames: torch.Tensor) -> list[str]:
+        """The text of each window."""
         ...
 
 

@@ -37,6 +37,8 @@ class CTCRecipe(Section):
 
     hidden_size: int = pydantic.Field(default=256, gt=0)
     layers: int = pydantic.Field(default=4, gt=0)
+    # Steps that a token is read in; the tied start needs its looks, heads × detail blocks.
+    steps_per_token: int = pydantic.Field(default=24, gt=0)
 
 
 class LoRARecipe(Section):

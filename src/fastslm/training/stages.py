@@ -1,5 +1,7 @@
 """What a stage trains: the parts, how the phases hand them on, and what is saved at the end."""
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +10,37 @@ from torch import nn
 from transformers import AutoConfig, WhisperConfig
 
 from fastslm import weights
-from fastslm.errors import RecipeError
 from fastslm.model.configuration import FastSLMConfig, HFQFormerConfig
 from fastslm.model.ctc_head import CTCHead
 from fastslm.model.hfq_former import HFQFormer
+from fastslm.model.modeling import FastSLMForConditionalGeneration
+from fastslm.model.processing import FastSLMProcessor
 from fastslm.model.starts import start_hfq_former
 from fastslm.training.alignment import AlignedCharacters
 from fastslm.training.objectives import CharacterAlignment, Objective, TiedCTC, TokenCTC
-from fastslm.training.recipe import Phase, Recipe
+from fastslm.training.recipe import CTCRecipe, ModelRecipe, Phase, Recipe
 from fastslm.training.tied_start import TiedLooks, untie
+from fastslm.training.transcript import LanguageModelTranscript, lora_parameters
+
+# Of the shipped file: half the size of float32, and what rounding costs was measured as nothing (docs/training.md).
+EXPORT_DTYPE = torch.float16
+
+
+def own_config(model: ModelRecipe) -> dict[str, Any]:
+    """What a recipe says of the model beside base weights and the HFQ-Former, as `FastSLMConfig` takes it."""
+    ctc = model.ctc or CTCRecipe()
+    return {
+        "lora_rank": model.lora.rank,
+        "lora_alpha": model.lora.alpha,
+        "lora_dropout": model.lora.dropout,
+        "lora_targets": list(model.lora.targets),
+        "mel_mode": model.mel_mode,
+        "prompt_layout": model.prompt_layout,
+        "ctc_head": model.ctc is not None,
+        "ctc_hidden_size": ctc.hidden_size,
+        "ctc_layers": ctc.layers,
+        "ctc_steps_per_token": ctc.steps_per_token,
+    }
 
 
 def model_config(recipe: Recipe) -> FastSLMConfig:
@@ -25,28 +49,21 @@ def model_config(recipe: Recipe) -> FastSLMConfig:
     audio = WhisperConfig.from_pretrained(weights.resolve(model.encoder))
     text = AutoConfig.from_pretrained(weights.resolve(model.text_model))
     hfq = HFQFormerConfig(hidden_size=audio.d_model, window_frames=audio.max_source_positions, **model.hfq.model_dump())
-    ctc = model.ctc
     return FastSLMConfig(
         audio_config=audio,
         hfq_config=hfq,
         text_config=text,
         base_encoder=model.encoder,
         base_text_model=model.text_model,
-        lora_rank=model.lora.rank,
-        lora_alpha=model.lora.alpha,
-        lora_dropout=model.lora.dropout,
-        lora_targets=list(model.lora.targets),
-        mel_mode=model.mel_mode,
-        prompt_layout=model.prompt_layout,
-        ctc_head=ctc is not None,
-        ctc_hidden_size=ctc.hidden_size if ctc else 256,
-        ctc_layers=ctc.layers if ctc else 4,
-        ctc_steps_per_token=24,
+        **own_config(model),
     )
 
 
 class Learner:
-    """The parts that are trained, through all phases of a run."""
+    """The parts that are trained, through all phases of a run.
+
+    The language model is loaded when a phase first needs it: most of the training goes on without.
+    """
 
     def __init__(self, recipe: Recipe, device: torch.device):
         self.recipe = recipe
@@ -58,12 +75,13 @@ class Learner:
         self.head = CTCHead(self.config)
         self.hfq_former.to(device)
         self.head.to(device)
+        self.model: FastSLMForConditionalGeneration | None = None
+        self.processor: FastSLMProcessor | None = None
 
     def objective(self, phase: Phase, state: dict[str, Any] | None) -> Objective:
         """What the phase trains towards, with the weights of a checkpoint of that phase where there is one."""
         if state is not None:
-            self.hfq_former.load_state_dict(state["learner"]["hfq_former"])
-            self.head.load_state_dict(state["learner"]["head"])
+            self.load_state_dict(state["learner"])
         if phase.objective == "tied":
             looks = TiedLooks(self.hfq_former).to(self.device)
             if state is not None:
@@ -73,17 +91,47 @@ class Learner:
             return TokenCTC(self.hfq_former, self.head)
         if phase.objective == "alignment":
             return CharacterAlignment(self.hfq_former, self.head, AlignedCharacters(self.recipe))
-        raise RecipeError(f"phase {phase.name}: objective {phase.objective} is not known.")
+        model, processor = self.whole_model()
+        return LanguageModelTranscript(model, processor, phase.ctc_weight)
 
     def finish(self, phase: Phase, objective: Objective) -> None:
         """What happens to the parts between this phase and the next."""
         if isinstance(objective, TiedCTC):
             untie(objective.looks)
 
+    def whole_model(self) -> tuple[FastSLMForConditionalGeneration, FastSLMProcessor]:
+        """The model around the trained parts. Frozen weights are in the compute dtype, trained ones in float32."""
+        if self.model is None or self.processor is None:
+            recipe = self.recipe.model
+            processor = FastSLMProcessor.from_base(
+                recipe.encoder,
+                recipe.text_model,
+                tokens_per_window=self.config.tokens_per_window,
+                mel_mode=recipe.mel_mode,
+                prompt_layout=recipe.prompt_layout,
+            )
+            torch.manual_seed(self.recipe.seed)
+            model = FastSLMForConditionalGeneration.from_base(
+                recipe.encoder,
+                recipe.text_model,
+                tokenizer=processor.tokenizer,
+                dtype=torch.bfloat16 if self.recipe.precision == "bf16" else torch.float32,
+                hfq_config=recipe.hfq.model_dump(),
+                **own_config(recipe),
+            )
+            model.hfq_former, model.ctc_head = self.hfq_former, self.head
+            model.projector.float()
+            for parameter in lora_parameters(model):
+                parameter.data = parameter.data.float()
+            self.model, self.processor = model.to(self.device), processor
+        return self.model, self.processor
+
     def train(self, phase: Phase) -> None:
         """Training mode, with the phase's dropout in the head."""
         self.hfq_former.train()
         self.head.train()
+        if phase.objective == "llm" and self.model is not None:
+            self.model.train()
         for module in self.head.modules():
             if isinstance(module, nn.Dropout):
                 module.p = phase.dropout
@@ -92,16 +140,37 @@ class Learner:
         """Evaluation mode of all parts."""
         self.hfq_former.eval()
         self.head.eval()
+        if self.model is not None:
+            self.model.eval()
 
-    def state_dict(self, objective: Objective) -> dict[str, Any]:
-        """Weights of all parts, for a checkpoint."""
-        state = {"hfq_former": self.hfq_former.state_dict(), "head": self.head.state_dict()}
+    def state_dict(self, objective: Objective | None = None) -> dict[str, Any]:
+        """Weights of all parts that are trained, for a checkpoint."""
+        state: dict[str, Any] = {"hfq_former": self.hfq_former.state_dict(), "head": self.head.state_dict()}
         if isinstance(objective, TiedCTC):
             state["value"] = objective.looks.value.state_dict()
+        if self.model is not None:
+            state["projector"] = self.model.projector.state_dict()
+            state["lora"] = [parameter.detach() for parameter in lora_parameters(self.model)]
         return state
 
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the weights of `state_dict`."""
+        self.hfq_former.load_state_dict(state["hfq_former"])
+        self.head.load_state_dict(state["head"])
+        if "lora" in state:
+            model, _ = self.whole_model()
+            model.projector.load_state_dict(state["projector"])
+            for parameter, value in zip(lora_parameters(model), state["lora"], strict=True):
+                parameter.copy_(value)
+
     def export(self, folder: Path, summary: dict[str, Any]) -> Path:
-        """The trained model as a folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save({"hfq_former": self.hfq_former.state_dict(), "head": self.head.state_dict()}, folder / "parts.pt")
+        """The trained part, its processor and what the run was, as a folder that `fastslm.load` takes."""
+        model, processor = self.whole_model()
+        self.eval()
+        model.save_trained(folder, dtype=EXPORT_DTYPE)
+        processor.save_pretrained(folder)
+        partial = folder / "training.json.partial"
+        partial.write_text(json.dumps(summary, indent=1) + "\n")
+        os.replace(partial, folder / "training.json")
         return folder

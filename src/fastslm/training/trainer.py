@@ -21,13 +21,15 @@ from fastslm.training.feature_cache import (
     cache_training_windows,
     cache_validation_windows,
 )
-from fastslm.training.objectives import Batch, Objective, masked, shifted
+from fastslm.training.objectives import Batch, Objective, Writer, masked, shifted
 from fastslm.training.optimizer import Average, Optimizers
 from fastslm.training.progress import RunLog, StepLine, draw_curves
 from fastslm.training.recipe import Phase, Recipe
 from fastslm.training.stages import Learner
 
 VALIDATION_BATCH = 10
+# Writing takes a pass of the language model a token, so fewer clips have to do.
+WRITTEN_CLIPS = 20
 
 
 class Trainer:
@@ -51,6 +53,7 @@ class Trainer:
         self.device = torch.device("cuda" if recipe.device == "auto" and torch.cuda.is_available() else "cpu")
         if recipe.device != "auto":
             self.device = torch.device(recipe.device)
+        self.dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
         self.phase = 0
         self.step = 0
         self.global_step = 0
@@ -179,7 +182,7 @@ class Trainer:
             frames = shifted(frames, shifts)
         if phase.mask:
             frames = masked(frames, phase.mask, phase.mask_frames, generator)
-        return Batch(frames.to(self.device), [windows.labels[i] for i in chosen], shifts)
+        return Batch(frames.to(self.device, self.dtype), [windows.labels[i] for i in chosen], shifts)
 
     @torch.no_grad()
     def _validate(
@@ -194,13 +197,15 @@ class Trainer:
         if average is not None:
             average.swap()
         learner.eval()
-        texts, losses = [], []
+        texts, losses, written = [], [], []
         references = [ctc_text(label.text) for label in validation.labels]
         for first in range(0, len(validation), VALIDATION_BATCH):
             chosen = range(first, min(first + VALIDATION_BATCH, len(validation)))
-            frames = validation.frames(list(chosen)).to(self.device)
+            frames = validation.frames(list(chosen)).to(self.device, self.dtype)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
                 log_probs = objective.log_probs(frames)
+                if isinstance(objective, Writer) and first < WRITTEN_CLIPS:
+                    written += objective.transcripts(frames)
             texts += greedy_text(log_probs.cpu())
             losses.append(float(ctc_loss(log_probs, [references[i] for i in chosen])) * len(chosen))
         if average is not None:
@@ -209,6 +214,9 @@ class Trainer:
         self.seconds = time.monotonic() - self._clock
         row = {"kind": "validation", "phase": phase.name, "global_step": self.global_step}
         numbers = {"loss": round(sum(losses) / len(validation), 5), "wer": round(wer, 5), "cer": round(cer, 5)}
+        if written:
+            numbers["written_wer"] = round(jiwer.wer(references[: len(written)], written), 5)
+            self.line.say(f"{phase.name}  words wrong as the language model writes: {numbers['written_wer']:.1%}")
         self.log.write({**row, "seconds": round(self.seconds, 2), **numbers})
         self.line.say(
             f"{phase.name}  step {self.step}  validation of {len(texts)} clips: loss {numbers['loss']:.3f}, "
@@ -265,7 +273,9 @@ def _seed(seed: int, phase: int, step: int) -> int:
 
 
 def _digest(recipe: Recipe, phase: int) -> str:
-    """What a checkpoint of a phase depends on: later phases may still change."""
-    content = recipe.model_dump(mode="json", exclude={"out", "checkpoint_minutes", "phases", "name"})
-    content["phases"] = [p.model_dump(mode="json") for p in recipe.phases[: phase + 1]]
+    """What a checkpoint of a phase depends on: later phases may still change, and keys may be added with defaults."""
+    content = recipe.model_dump(
+        mode="json", exclude={"out", "checkpoint_minutes", "phases", "name"}, exclude_defaults=True
+    )
+    content["phases"] = [p.model_dump(mode="json", exclude_defaults=True) for p in recipe.phases[: phase + 1]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
