@@ -250,6 +250,8 @@ def infer_config(state: Mapping[str, torch.Tensor], text_config: Any, lora_alpha
         lora_targets=sorted(lora) or list(FastSLMConfig().lora_targets),
         mel_mode="authors",
         prompt_layout="task_first",
+        llm_reads_speech=True,
+        languages=["en", "ko"],
         dtype="float32",
     )
 

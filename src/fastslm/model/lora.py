@@ -33,6 +33,8 @@ def add_lora(language_model: nn.Module, config: FastSLMConfig, on_meta: bool = F
         target_modules=list(config.lora_targets),
     )
     inject_adapter_in_model(lora, language_model, ADAPTER_NAME, low_cpu_mem_usage=on_meta)
+    if on_meta:
+        return  # marked as started, a matrix that a checkpoint lacks would not be reported as missing
     # PEFT has just initialised them (B is zero); transformers' own initialisation must not do it again.
     for layer in lora_layers(language_model):
         mark_started(*(getattr(layer, name) for name in layer.adapter_layer_names))

@@ -89,7 +89,7 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
             self.ctc_head = CTCHead(config)
         if not on_meta:
             start_hfq_former(self.hfq_former)
-        mark_started(*self.trained_parts())
+            mark_started(*self.trained_parts())
         self._adapter_choice: bool | None = None
         self._language_model_arguments = frozenset(signature(self.language_model.forward).parameters)
         self.post_init()

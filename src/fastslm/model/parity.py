@@ -201,7 +201,7 @@ class ParityCase:
         return loss[None]
 
     def _generated(self, part: str, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Greedy ids (batch, tokens) and the first step's logits (batch, vocabulary), by our own processor and model."""
+        """Greedy ids (batch, tokens) and the first logits (batch, vocabulary), by our processor and `generate`."""
         clips = self.clips_of(part)
         inputs = self.processor(
             [self.prompt] * len(clips),

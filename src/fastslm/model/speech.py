@@ -1,4 +1,4 @@
-"""From log-mel windows to embeddings in a prompt: encoder, HFQ-Former, projection, and the places that wait for them."""
+"""From log-mel windows to embeddings in a prompt: encoder, HFQ-Former, projection, and the places that await them."""
 
 from typing import Any
 

@@ -1,0 +1,56 @@
+"""Sizes and switches: what is refused, and what a round trip keeps."""
+
+import pytest
+from transformers import AutoConfig, Qwen3Config
+
+from fastslm.model.configuration import FastSLMConfig, HFQFormerConfig
+
+
+def test_the_defaults_are_the_papers():
+    config = HFQFormerConfig()
+    assert (config.hidden_size, config.num_heads, config.scale_lengths) == (1280, 20, (1500, 750, 375))
+    assert (config.stage_tokens, config.final_tokens, config.detail_blocks) == ([80, 80, 80], 50, 2)
+    assert (config.query_start, config.detail_start, config.detail_positions) == ("random", "random", False)
+    assert config.attention_span is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"hidden_size": 100}, "100"),
+        ({"hidden_size": 0}, "0"),
+        ({"stage_tokens": [80, 80]}, "three stages"),
+        ({"stage_tokens": [80, 0, 80]}, "at least 1"),
+        ({"final_tokens": 0}, "at least 1"),
+        ({"window_frames": 1498}, "1498"),
+        ({"detail_blocks": -1}, "-1"),
+        ({"query_start": "tim"}, "'tim'"),
+        ({"detail_start": "positional"}, "detail_positions"),
+        ({"attention_span": -1}, "-1"),
+    ],
+)
+def test_an_impossible_size_is_refused_with_its_value(wrong, named):
+    with pytest.raises(ValueError, match=named):
+        HFQFormerConfig(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"mel_mode": "windows"}, {"prompt_layout": "audio"}])
+def test_an_unknown_mode_is_refused(wrong):
+    with pytest.raises(ValueError, match="must be one of"):
+        FastSLMConfig(**wrong)
+
+
+def test_a_former_of_another_width_than_the_encoder_is_refused():
+    with pytest.raises(ValueError, match="must be equal"):
+        FastSLMConfig(audio_config={"d_model": 384}, hfq_config={"hidden_size": 512})
+
+
+def test_saving_and_loading_keeps_every_value_and_the_kind_of_text_model(make_config, tmp_path):
+    config = make_config("qwen3", lora_rank=3, mel_mode="authors", hfq={"query_start": "time", "attention_span": 2})
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert isinstance(loaded, FastSLMConfig)
+    assert isinstance(loaded.text_config, Qwen3Config)
+    where = {"_name_or_path": None, "transformers_version": None}
+    assert loaded.to_dict() | where == config.to_dict() | where
+    assert (loaded.lora_rank, loaded.mel_mode, loaded.hfq_config.attention_span) == (3, "authors", 2)
