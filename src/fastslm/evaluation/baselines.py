@@ -15,6 +15,7 @@ from fastslm.weights import resolve
 
 WHISPER = "whisper-tiny.en"
 CLIPS_TOGETHER = 8
+MAX_NEW_TOKENS = 440  # of the decoder's 448 positions; its prompt takes up to 4
 
 
 class WhisperSystem:
@@ -58,12 +59,16 @@ class WhisperSystem:
                 windows[start : start + CLIPS_TOGETHER], sampling_rate=SAMPLE_RATE, return_tensors="pt"
             ).input_features
             written: Any = self.model.generate(
-                features.to(self.model.device, self.model.dtype), do_sample=False, num_beams=1
+                features.to(self.model.device, self.model.dtype),
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=MAX_NEW_TOKENS,
             )
             end = self.processor.tokenizer.eos_token_id
             texts = self.processor.batch_decode(written, skip_special_tokens=True)
             for text, ids in zip(texts, written.tolist(), strict=True):
-                yield text.strip(), "stop" if end in ids[1:] else "length"
+                # The end token of the longest row is left out.
+                yield text.strip(), "length" if len(ids) >= MAX_NEW_TOKENS and end not in ids else "stop"
 
 
 def load_whisper(device: str = "auto", dtype: str = "auto", name: str = WHISPER) -> WhisperSystem:

@@ -52,7 +52,7 @@ class ErrorRates:
 
 
 def normalize(text: str) -> str:
-    """Text as Whisper's English normaliser leaves it: no case, punctuation, fillers; one spelling of numbers and words."""
+    """Text as Whisper's English normaliser leaves it: no case, punctuation or fillers, numbers as digits."""
     return _normalizer()(text).strip()
 
 

@@ -71,6 +71,8 @@ class WindowEncoder:
         `authors` the waveform is held whole.
         """
         (memory,) = self.encode_many([(name or name_of(source), source)], sampling_rate, on_progress=on_progress)
+        if on_progress:
+            on_progress(Progress(memory.duration, memory.duration))
         return memory
 
     def encode_many(
@@ -89,14 +91,13 @@ class WindowEncoder:
         for name, source in sources:
             recording = _Recording(name)
             waiting.append(recording)
-            progress = Progress(total_seconds=probe_duration(source, sampling_rate) if on_progress else None)
+            total = probe_duration(source, sampling_rate) if on_progress else None
             for features in self._features(recording, source, sampling_rate):
                 group.append((recording, features))
                 if len(group) == self.group_windows:
                     self._run(group)
                     if on_progress:
-                        progress.seconds = sum(recording.samples) / SAMPLE_RATE
-                        on_progress(progress)
+                        on_progress(Progress(sum(recording.samples) / SAMPLE_RATE, total))
             recording.complete = True
             while waiting and waiting[0].complete and len(waiting[0].tokens) == len(waiting[0].samples):
                 yield self._memory(waiting.pop(0))

@@ -15,6 +15,10 @@ from fastslm.model.processing import FastSLMProcessor
 # Room for what is said: fast speech has 4 words a second, and a word takes up to 2 tokens.
 TOKENS_PER_SECOND = 10
 LEAST_TOKENS = 32
+DOES_NOT_READ = (
+    "The language model of this checkpoint does not read speech tokens yet, so the text is fluent but says nothing "
+    "reliable of the recording: trust only what the CTC head transcribes."
+)
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,13 @@
 from time import monotonic
 from typing import Any
 
-from fastslm.longform.generation import check_budget, generate, token_budget
+from fastslm.longform.generation import DOES_NOT_READ, check_budget, generate, token_budget
 from fastslm.longform.memory import SpeechMemory
 from fastslm.longform.results import Answer, Span, Usage, clock
 from fastslm.longform.transcription import joined
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 
-DOES_NOT_READ = (
-    "The language model of this checkpoint does not read speech tokens yet, so the text is fluent but says nothing "
-    "reliable of the recording: use `transcribe` until a later edition."
-)
 ANSWER_TOKENS = 256
 
 

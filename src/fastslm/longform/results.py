@@ -1,6 +1,6 @@
 """What a task returns: the text, where in the recording it comes from, how it ended, and what it cost."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "silence"]
@@ -112,13 +112,12 @@ class Answer:
         return _plain(asdict(self))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Progress:
     """How far a recording is encoded. `total_seconds` is what its container says, `None` where it says nothing."""
 
-    seconds: float = 0.0
-    total_seconds: float | None = None
-    finished: bool = field(default=False)
+    seconds: float
+    total_seconds: float | None
 
 
 def clock(seconds: float) -> str:

@@ -12,7 +12,7 @@ import torch
 from fastslm.audio import WINDOW_SECONDS
 from fastslm.errors import OptionError
 from fastslm.longform.encoder import window_seconds
-from fastslm.longform.generation import check_budget, generate, token_budget
+from fastslm.longform.generation import DOES_NOT_READ, check_budget, generate, token_budget
 from fastslm.longform.memory import SpeechMemory
 from fastslm.longform.results import Segment, Transcript, Usage, Word, clock
 from fastslm.model.ctc_head import greedy_words
@@ -120,8 +120,12 @@ class Transcriber:
             elapsed = monotonic() - clock_started
             total = sum(memory.duration for memory in group)
             for memory, parts in zip(group, own, strict=True):
-                yield _transcript(memory, parts, options, elapsed * memory.duration / total)
+                yield _transcript(memory, parts, options, elapsed * memory.duration / total, self._caveats(options))
             clock_started = monotonic()
+
+    def _caveats(self, options: TranscriptionOptions) -> list[str]:
+        """What is known beforehand to be poor."""
+        return [DOES_NOT_READ] if options.reader == "llm" and not self.model.config.llm_reads_speech else []
 
     def _read(self, windows: list[tuple[torch.Tensor, float]], options: TranscriptionOptions) -> Iterator[_Reading]:
         for start in range(0, len(windows), READ_TOGETHER):
@@ -137,7 +141,8 @@ class Transcriber:
     def _read_ctc(self, tokens: torch.Tensor, seconds: list[float]) -> Iterator[_Reading]:
         head = self.model.ctc_head
         assert head is not None
-        for log_probs, end in zip(head(tokens).cpu(), seconds, strict=True):
+        log_probs_of = head(tokens.to(next(head.parameters()).dtype)).cpu()
+        for log_probs, end in zip(log_probs_of, seconds, strict=True):
             # Nothing can be said after the end: the window goes on with padding there.
             spoken = [word for word in greedy_words(log_probs, WINDOW_SECONDS) if word.start < end]
             words = tuple(Word(w.word, w.start, min(w.end, end), w.log_probability) for w in spoken)
@@ -161,7 +166,11 @@ def _grouped(memories: Iterator[SpeechMemory]) -> Iterator[list[SpeechMemory]]:
 
 
 def _transcript(
-    memory: SpeechMemory, readings: list[_Reading], options: TranscriptionOptions, processing: float
+    memory: SpeechMemory,
+    readings: list[_Reading],
+    options: TranscriptionOptions,
+    processing: float,
+    caveats: list[str],
 ) -> Transcript:
     segments = tuple(
         Segment(
@@ -180,7 +189,7 @@ def _transcript(
         segments=segments,
         language=options.language,
         duration=memory.duration,
-        warnings=(*memory.facts.warnings, *_remarks(segments)),
+        warnings=(*memory.facts.warnings, *_remarks(segments), *caveats),
         usage=Usage(
             windows=len(memory.tokens),
             audio_tokens=memory.audio_tokens,

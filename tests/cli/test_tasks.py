@@ -1,0 +1,271 @@
+"""The tasks on the command line: results on standard output, sentences on standard error, exit statuses."""
+
+import json
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_fastslm import MakeCheckpoint, noise
+
+from fastslm.cli import run
+from fastslm.longform import encoder
+
+NO_TRACE = "Traceback"
+
+
+@pytest.fixture
+def talk(tmp_path: Path, encode) -> Path:
+    return encode(tmp_path / "talk.wav", noise(3.0))
+
+
+@pytest.fixture
+def fastslm(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """`fastslm(arguments)` → exit status, standard output, standard error; the tiny model unless one is named."""
+
+    def call(*arguments: object, model: str | None = "tiny") -> tuple[int, str, str]:
+        named = [] if model is None else ["--model", str(tiny_checkpoint) if model == "tiny" else model]
+        capsys.readouterr()
+        status = run([*map(str, arguments), *named])
+        out, err = capsys.readouterr()
+        assert NO_TRACE not in err
+        return status, out, err
+
+    return call
+
+
+def _said(err: str) -> list[str]:
+    """Sentences on standard error, without what was chosen automatically."""
+    return [line for line in err.splitlines() if " runs on " not in line]
+
+
+# What it does
+
+
+def test_a_transcript_goes_to_standard_output_alone(fastslm, talk: Path) -> None:
+    status, out, err = fastslm("transcribe", talk)
+    assert status == 0
+    assert out.count("\n") == 1
+    assert len(out) > 10
+    assert _said(err) == []
+
+
+def test_json_is_one_object_a_file_that_names_file_reader_and_usage(
+    fastslm, talk: Path, tmp_path: Path, encode
+) -> None:
+    other = encode(tmp_path / "other.flac", noise(31, 1), codec="flac")
+    status, out, _ = fastslm("transcribe", talk, other, "--json")
+    assert status == 0
+    results = [json.loads(line) for line in out.splitlines()]
+    assert [result["file"] for result in results] == [str(talk), str(other)]
+    assert [result["usage"]["audio_tokens"] for result in results] == [50, 100]
+    assert {result["usage"]["reader"] for result in results} == {"ctc"}
+    assert {"text", "segments", "language", "duration", "warnings", "finish_reason"} <= results[0].keys()
+    assert results[0]["segments"][0]["words"][0].keys() == {"text", "start", "end", "log_probability"}
+
+
+@pytest.mark.parametrize(("form", "start"), [("srt", "1\n00:00:0"), ("vtt", "WEBVTT\n\n00:00:0")])
+def test_subtitles_are_written(fastslm, talk: Path, form: str, start: str) -> None:
+    status, out, _ = fastslm("transcribe", talk, "--format", form)
+    assert status == 0
+    assert out.startswith(start)
+
+
+def test_an_output_folder_gets_a_file_for_each(fastslm, talk: Path, tmp_path: Path) -> None:
+    status, out, _ = fastslm("transcribe", talk, "--format", "srt", "--output-dir", tmp_path / "new" / "folder")
+    target = tmp_path / "new" / "folder" / "talk.srt"
+    assert (status, out) == (0, f"{target}\n")
+    assert list(target.parent.iterdir()) == [target]
+    assert "-->" in target.read_text()
+
+
+@pytest.mark.parametrize("task", [["translate", "--to", "ko"], ["summarize"], ["ask", "--question", "Who won?"]])
+def test_the_language_models_tasks_answer_and_say_that_they_are_poor(fastslm, talk: Path, task: list[str]) -> None:
+    status, out, err = fastslm(*task, talk, "--json", "--max-new-tokens", 4)
+    assert status == 0
+    result = json.loads(out)
+    assert result["usage"]["text_tokens"] <= 4
+    assert result["spans"] == [{"start": 0.0, "end": 3.0}]
+    assert "does not read speech tokens yet" in err
+
+
+def test_the_question_may_follow_the_files(fastslm, talk: Path) -> None:
+    status, _, _ = fastslm("ask", talk, "Who won?", "--max-new-tokens", 2)
+    assert status == 0
+    status, _, err = fastslm("ask", talk)
+    assert status == 2
+    assert "no question" in err
+
+
+def test_a_memory_is_written_and_every_task_takes_it(fastslm, talk: Path, tmp_path: Path) -> None:
+    status, out, _ = fastslm("encode", talk, "--output-dir", tmp_path / "kept")
+    memory = tmp_path / "kept" / "talk.fslm"
+    assert (status, out) == (0, f"{memory}\n")
+    assert fastslm("transcribe", memory)[:2] == fastslm("transcribe", talk)[:2]
+    assert (
+        fastslm("ask", memory, "Who?", "--max-new-tokens", 3)[1]
+        == fastslm("ask", talk, "Who?", "--max-new-tokens", 3)[1]
+    )
+
+
+def test_a_bad_file_does_not_cost_the_others(fastslm, talk: Path, tmp_path: Path, encode) -> None:
+    broken = encode(tmp_path / "nan.wav", np.full(16_000, np.nan, np.float32), codec="pcm_f32le")
+    status, out, err = fastslm("transcribe", "missing.wav", broken, talk)
+    assert status == 2
+    assert out.startswith(f"==> {talk} <==\n")
+    first, second = _said(err)
+    assert first.startswith("fastslm: missing.wav does not exist")
+    assert second.startswith(f"fastslm: {broken} holds a sample at")
+
+
+def test_silence_is_no_error_and_gives_no_text(fastslm, tmp_path: Path, encode) -> None:
+    silent = encode(tmp_path / "silent.wav", np.zeros(32_000, np.float32))
+    status, out, err = fastslm("transcribe", silent)
+    assert (status, out) == (0, "\n")
+    assert _said(err) == [f"fastslm: warning: {silent}: No speech was heard from 0:00 to 0:02."]
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(8_000, 1), (192_000, 8)])
+def test_any_rate_and_number_of_channels_is_heard(fastslm, tmp_path: Path, encode, rate: int, channels: int) -> None:
+    samples = np.tile(noise(rate / 16_000), (channels, 1))
+    status, out, _ = fastslm("transcribe", encode(tmp_path / "a.wav", samples, rate), "--json")
+    assert status == 0
+    assert json.loads(out)["duration"] == pytest.approx(1.0)
+
+
+# What is at fault, each one sentence
+
+
+def _missing(folder: Path, encode) -> tuple[Path, str]:
+    return folder / "none.mp3", "does not exist"
+
+
+def _folder(folder: Path, encode) -> tuple[Path, str]:
+    return folder, "is a folder"
+
+
+def _empty(folder: Path, encode) -> tuple[Path, str]:
+    (folder / "empty.wav").touch()
+    return folder / "empty.wav", "is empty"
+
+
+def _truncated(folder: Path, encode) -> tuple[Path, str]:
+    file = encode(folder / "cut.m4a", noise(3), codec="aac")
+    file.write_bytes(file.read_bytes()[:2000])
+    return file, "cut short or damaged"
+
+
+def _text(folder: Path, encode) -> tuple[Path, str]:
+    (folder / "text.mp3").write_text("These are words. " * 100)
+    return folder / "text.mp3", "is no sound or video file"
+
+
+def _mute(folder: Path, encode) -> tuple[Path, str]:
+    return encode(folder / "mute.mp4", None, picture=True), "has no sound"
+
+
+def _nan(folder: Path, encode) -> tuple[Path, str]:
+    return encode(folder / "nan.wav", np.full(16_000, np.nan, np.float32), codec="pcm_f32le"), "NaN or infinite"
+
+
+def _short(folder: Path, encode) -> tuple[Path, str]:
+    return encode(folder / "short.wav", noise(0.05)), "at least 0.1 s is needed"
+
+
+@pytest.mark.parametrize("make", [_missing, _folder, _empty, _truncated, _text, _mute, _nan, _short])
+@pytest.mark.parametrize("task", ["transcribe", "encode"])
+def test_a_bad_recording_is_one_sentence_and_leaves_nothing(fastslm, tmp_path, encode, make, task: str) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    file, words = make(source, encode)
+    status, out, err = fastslm(task, file, "--output-dir", tmp_path / "out")
+    assert (status, out) == (2, "")
+    (sentence,) = _said(err)
+    assert sentence.startswith(f"fastslm: {file}")
+    assert words in sentence
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["transcribe", "--model", "fastslm-tinny"], "did you mean 'fastslm-tiny'"),
+        (["transcribe", "--language", "klingon"], "no language 'klingon'"),
+        (["transcribe", "--reader", "whisper"], "no reader 'whisper'"),
+        (["transcribe", "--format", "sr"], "did you mean 'srt'"),
+        (["transcribe", "--json", "--format", "srt"], "choose one of them"),
+        (["transcribe", "--max-new-tokens", "5"], "leave it out"),
+        (["transcribe", "--device", "gpu"], "The device 'gpu' cannot be used"),
+        (["transcribe", "--dtype", "int4"], "no dtype 'int4'"),
+        (["transcribe", "--colour"], "No such option"),
+        (["translate", "--to", "koraen"], "did you mean 'korean'"),
+        (["ask", "--question", ""], "no question"),
+        (["transcrib"], "Did you mean 'transcribe'"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(fastslm, talk: Path, arguments: list[str], words: str) -> None:
+    named = None if "--model" in arguments or arguments == ["transcrib"] else "tiny"
+    status, out, err = fastslm(*arguments, talk, model=named)
+    assert (status, out) == (2, "")
+    (sentence,) = _said(err)
+    assert sentence.startswith("fastslm: ")
+    assert words in sentence
+
+
+def test_two_files_of_one_name_do_not_overwrite_each_other(fastslm, talk: Path, tmp_path: Path, encode) -> None:
+    other = encode(tmp_path / "talk.flac", noise(1), codec="flac")
+    status, _, err = fastslm("encode", talk, other, "--output-dir", tmp_path / "out")
+    assert status == 2
+    assert "would both be written" in err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written_is_a_sentence(fastslm, talk: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    status, _, err = fastslm("transcribe", talk, "--output-dir", tmp_path / "file")
+    assert status == 2
+    assert "cannot be made" in err
+
+
+def test_a_memory_of_another_model_is_refused(
+    fastslm, talk: Path, tmp_path: Path, make_checkpoint: MakeCheckpoint
+) -> None:
+    fastslm("encode", talk, "--output-dir", tmp_path)
+    status, out, err = fastslm("transcribe", tmp_path / "talk.fslm", model=str(make_checkpoint(seed=5)))
+    assert (status, out) == (2, "")
+    assert "made by another model" in err
+
+
+# How it ends otherwise
+
+
+def test_ctrl_c_leaves_with_130_and_nothing_half_written(fastslm, talk: Path, tmp_path: Path, monkeypatch) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(encoder.WindowEncoder, "_run", interrupt)
+    status, out, err = fastslm("encode", talk, "--output-dir", tmp_path / "out")
+    assert (status, out) == (130, "")
+    assert err.endswith("fastslm: stopped.\n")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_bug_keeps_its_traceback(fastslm, talk: Path, monkeypatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(encoder.WindowEncoder, "_run", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        fastslm("transcribe", talk)
+
+
+def test_a_damaged_file_is_heard_as_far_as_it_goes_with_a_warning(fastslm, tmp_path: Path, encode) -> None:
+    file = encode(tmp_path / "cut.wav", noise(8))
+    with wave.open(str(file)) as sound:
+        assert sound.getnframes() == 8 * 16_000
+    file.write_bytes(file.read_bytes()[:-100_000])
+    status, out, err = fastslm("transcribe", file, "--json")
+    assert status == 0
+    (warning,) = json.loads(out)["warnings"]
+    assert "cut short or damaged" in warning
+    assert warning in err

@@ -1,0 +1,41 @@
+"""Files that are whole or not there."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from fastslm.errors import FastSLMError
+from fastslm.longform.output import beside, write_text
+
+
+def test_what_fails_leaves_the_file_of_before_and_nothing_else(tmp_path: Path) -> None:
+    target = write_text(tmp_path / "a.txt", "before")
+
+    def stopped() -> None:
+        with beside(target) as scratch:
+            scratch.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert target.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(FastSLMError, match="No space left"), beside(tmp_path / "a.txt"):
+        raise OSError(28, os.strerror(28))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(FastSLMError, match="cannot be written"):
+        write_text(tmp_path / "none" / "a.txt", "x")
+
+
+def test_the_file_has_the_users_ordinary_permissions(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    target = write_text(tmp_path / "a.txt", "x")
+    assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
