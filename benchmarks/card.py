@@ -2,8 +2,8 @@
 
     python benchmarks/card.py checkpoints/fastslm-tiny ../shared/data
 
-Each row is one `fastslm evaluate asr` command, which the card names. Results are kept as JSON beside the card, so that a
-part that was measured before is not measured again, unless the checkpoint has changed.
+Each row is one `fastslm evaluate asr` command. Results are kept as JSON beside the card, so that what was measured
+before is not measured again, unless the checkpoint has changed.
 """
 
 import json

@@ -2,7 +2,7 @@
 
     python benchmarks/local_attention.py [THREADS]
 
-Both compute the same function of the same weights: the dense one masks what the local one never touches.
+The one without projects and reads every frame for every token, as the paper's does.
 """
 
 import statistics

@@ -1,10 +1,10 @@
-"""Three ways to start training, at the same wall time: cold, alignment warm-up, tied start. The table of docs/training.md.
+"""Three ways to start training, at the same wall time: cold, alignment warm-up, tied start.
 
     python benchmarks/starts.py runs/starts [--set threads=1 …]
 
-Same data, model, seed and optimiser; only the phases differ. Each run ends with its learning rate at nothing, after about
-eight minutes of one core (the seconds that it really took are in the table). The alignment run needs the extra `align`;
-the time in which its words are aligned counts.
+The table of docs/training.md. Same data, model, seed and optimiser; only the phases differ. Each run ends with its
+learning rate at nothing, after about eight minutes of one core; the seconds that it took are in the table. The alignment
+run needs the extra `align`; the time in which its words are aligned counts.
 """
 
 import json

@@ -1,6 +1,5 @@
 """Windows on their way to tokens."""
 
-import gc
 import weakref
 
 import numpy as np
@@ -36,17 +35,16 @@ def test_only_a_group_of_windows_is_ever_held(tiny: FastSLM, monkeypatch) -> Non
 
     def windows(*arguments: object, **options: object):
         nonlocal most
-        for index in range(40):
+        for index in range(10):
             window = noise(30, index)
             alive.append(weakref.ref(window))
             yield window
             del window
-            gc.collect()
             most = max(most, sum(reference() is not None for reference in alive))
 
     monkeypatch.setattr("fastslm.longform.encoder.stream_audio", windows)
     memory = WindowEncoder(tiny.model, 4).encode("any.wav")
-    assert len(memory.tokens) == 40
+    assert len(memory.tokens) == 10
     assert most <= 1
     assert memory.tokens.untyped_storage().nbytes() == memory.tokens.nbytes
 

@@ -27,7 +27,6 @@ MEL_BINS = 80
 WIDTH = 64
 FINAL_TOKENS = 5
 ROWS = 384  # more than the tokenizer has: nothing grows
-PARITY = Path(__file__).parents[3] / "shared" / "parity"
 
 
 def text_config(kind: str, vocab_size: int = ROWS, **changes: Any) -> Any:
@@ -116,8 +115,8 @@ def make_config(processor: FastSLMProcessor) -> Callable[..., FastSLMConfig]:
     return make
 
 
-@pytest.fixture
-def make_model(make_config: Callable[..., FastSLMConfig]) -> Callable[..., FastSLMForConditionalGeneration]:
+@pytest.fixture(scope="session")
+def build_model(make_config: Callable[..., FastSLMConfig]) -> Callable[..., FastSLMForConditionalGeneration]:
     """A model in evaluation mode whose LoRA does something. Arguments are `make_config`'s, and a seed."""
 
     def make(kind: str = "qwen3", seed: int = 0, **changes: Any) -> FastSLMForConditionalGeneration:
@@ -127,6 +126,12 @@ def make_model(make_config: Callable[..., FastSLMConfig]) -> Callable[..., FastS
         return model.eval()
 
     return make
+
+
+@pytest.fixture
+def make_model(build_model: Callable[..., FastSLMForConditionalGeneration]) -> Callable[..., Any]:
+    """As `build_model`, for tests that change what they are given."""
+    return build_model
 
 
 @torch.no_grad()
@@ -165,11 +170,3 @@ def clips() -> dict[str, np.ndarray]:
         swell = np.sin(np.arange(samples) * (2 * np.pi / SAMPLE_RATE)) ** 2
         made[name] = (generator.standard_normal(samples) * 0.1 * swell).astype(np.float32)
     return made
-
-
-@pytest.fixture(scope="session")
-def parity() -> Path:
-    """The folder of recorded cases, which is not part of the repository."""
-    if not PARITY.is_dir():
-        pytest.skip("the recorded parity cases are not beside the repository")
-    return PARITY

@@ -1,6 +1,8 @@
 """`fastslm import-authors` and `fastslm verify-parity`: the authors' checkpoint, and whether ours computes the same."""
 
 import json
+from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -52,10 +54,10 @@ def verify_parity(
     differing = [comparison for comparison in comparisons if not comparison.agrees]
     agree = not differing and bool(comparisons)
     if as_json:
-        # Infinite where nothing was computed; JSON has no word for it.
+        # Infinite where nothing was computed, or not a number: JSON has no word for either.
         rows = [
-            {"name": c.name, "difference": c.difference if c.difference < float("inf") else None, "agrees": c.agrees}
-            for c in comparisons
+            {**asdict(comparison), "difference": comparison.difference if isfinite(comparison.difference) else None}
+            for comparison in comparisons
         ]
         typer.echo(json.dumps({"case": str(case), "agrees": agree, "comparisons": rows}, indent=2))
     if not comparisons:

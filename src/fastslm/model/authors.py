@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, WhisperConfig, WhisperFeatureExtractor
 
 from fastslm.errors import CheckpointError
-from fastslm.model.configuration import FastSLMConfig, HFQFormerConfig
+from fastslm.model.configuration import LORA_TARGETS, FastSLMConfig, HFQFormerConfig
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.positions import sinusoids
 from fastslm.model.processing import FastSLMProcessor, add_tokens
@@ -68,6 +68,7 @@ NAMES = (
     ("llm.base_model.model.", "language_model."),
 )
 POSITION_TABLE = re.compile(r"encoder\.compressor\d?\.(q|kv)_pos_embeds")
+LORA_A = re.compile(r"(\w+)\.lora_A\.")
 OUTPUT_EMBEDDING = "language_model.lm_head.weight"
 INPUT_EMBEDDING = "language_model.model.embed_tokens.weight"
 
@@ -224,9 +225,10 @@ def infer_config(state: Mapping[str, torch.Tensor], text_config: Any, lora_alpha
             f"{text_config.get_text_config().hidden_size}: give the language model that it was made on."
         )
     head_size = HFQFormerConfig().head_size
-    lora = {match.group(1): state[key].shape[0] for key in state if (match := re.search(r"(\w+)\.lora_A\.", key))}
-    if len(ranks := set(lora.values())) > 1:
-        raise CheckpointError(f"LoRA has the ranks {sorted(ranks)} in one checkpoint: only one rank is supported.")
+    lora = [(match[1], value.shape[0]) for key, value in state.items() if (match := LORA_A.search(key))]
+    ranks = sorted({rank for _, rank in lora})
+    if len(ranks) > 1:
+        raise CheckpointError(f"LoRA has the ranks {ranks} in one checkpoint: only one rank is supported.")
     return FastSLMConfig(
         audio_config=WhisperConfig(
             d_model=width,
@@ -245,9 +247,9 @@ def infer_config(state: Mapping[str, torch.Tensor], text_config: Any, lora_alpha
             detail_blocks=count(r"encoder\.out_attn\.(\d+)\."),
         ),
         text_config=text_config,
-        lora_rank=ranks.pop() if ranks else 0,
+        lora_rank=ranks[0] if ranks else 0,
         lora_alpha=lora_alpha,
-        lora_targets=sorted(lora) or list(FastSLMConfig().lora_targets),
+        lora_targets=sorted({target for target, _ in lora}) or LORA_TARGETS,
         mel_mode="authors",
         prompt_layout="task_first",
         llm_reads_speech=True,
