@@ -62,3 +62,14 @@ def encode() -> Encode:
         return path
 
     return write
+
+
+PARITY = Path(__file__).parents[2] / "shared" / "parity"
+
+
+@pytest.fixture(scope="session")
+def parity() -> Path:
+    """The folder of what the authors' code computed, which is not part of the repository."""
+    if not PARITY.is_dir():
+        pytest.skip("the recorded parity cases are not beside the repository")
+    return PARITY

@@ -35,7 +35,7 @@ class Clip(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="allow", frozen=True)
     id: str
     audio: AudioReference
-    duration: float
+    duration: float = pydantic.Field(gt=0, allow_inf_nan=False)
     text: str | None = None
     speaker: str | None = None
     language: str | None = None
@@ -83,12 +83,14 @@ def iter_manifest(path: str | Path) -> Iterator[Clip]:
     path = Path(path)
     if not path.is_file():
         raise ManifestError(f"{path}: there is no such manifest; give a JSONL file with one clip a line.")
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                clip = Clip.model_validate(json.loads(line))
+                clip = Clip.model_validate(json.loads(line.decode("utf-8")))
+            except UnicodeDecodeError:
+                raise ManifestError(f"{path}, line {number}: this is not UTF-8; save the file as UTF-8.") from None
             except json.JSONDecodeError as error:
                 raise ManifestError(
                     f"{path}, line {number}: this is not JSON ({error.msg}); correct the line."

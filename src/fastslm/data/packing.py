@@ -13,8 +13,11 @@ import soxr
 
 from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES
 from fastslm.data.manifest import Clip
+from fastslm.errors import ManifestError
 
 SECONDS_FREE_AT_END = 0.1
+# By how much a recording may differ from its manifest's duration before it would run into the next clip.
+DURATION_TOLERANCE = 0.25
 
 
 class Packing(pydantic.BaseModel):
@@ -34,6 +37,16 @@ class Packing(pydantic.BaseModel):
     noise_db: tuple[float, float] = (8.0, 30.0)
     # Each clip's level is moved by up to so many dB.
     gain_db: float = pydantic.Field(default=6.0, ge=0)
+
+    @pydantic.model_validator(mode="after")
+    def _ranges_rise(self) -> "Packing":
+        if not 0 <= self.gap[0] <= self.gap[1]:
+            raise ValueError(f"gap is {list(self.gap)}; it must rise from at least 0, or clips would overlap")
+        if self.noise_db[0] > self.noise_db[1]:
+            raise ValueError(f"noise_db is {list(self.noise_db)}; the lower end comes first")
+        if not self.speeds or min(self.speeds) <= 0:
+            raise ValueError(f"speeds is {list(self.speeds)}; it needs at least one speed, all above 0")
+        return self
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,11 @@ def pack(clips: Sequence[Clip], sounds: Sequence[Clip], packing: Packing, seed: 
 
     Returns:
         The windows, in random order.
+
+    Raises:
+        ManifestError: clips that are longer than a window, whose end would be lost.
     """
+    refuse_long(clips)
     order = np.random.default_rng([*seed, 0])
     queue = [clips[i] for i in order.permutation(len(clips))]
     windows: list[PackedWindow] = []
@@ -89,6 +106,20 @@ def pack(clips: Sequence[Clip], sounds: Sequence[Clip], packing: Packing, seed: 
         sound = sounds[int(rng.integers(len(sounds)))] if len(sounds) and rng.random() < 0.8 else None
         windows.append(PackedWindow((), sound, float(rng.uniform(0, 30)) if sound else None, (*seed, 4, index)))
     return [windows[i] for i in order.permutation(len(windows))]
+
+
+def refuse_long(clips: Sequence[Clip]) -> None:
+    """Make sure that every clip fits a window: cut, it would teach words that nobody hears.
+
+    Raises:
+        ManifestError: some do not.
+    """
+    long = [clip for clip in clips if round(clip.duration * SAMPLE_RATE) > WINDOW_SAMPLES]
+    if long:
+        raise ManifestError(
+            f"{long[0].id} lasts {long[0].duration:.1f} s, and a window {WINDOW_SAMPLES // SAMPLE_RATE} s "
+            f"({len(long)} of {len(clips)} clips are too long); cut such clips at pauses, or leave them out."
+        )
 
 
 def _fill(queue: list[Clip], packing: Packing, rng: np.random.Generator, limit: int | None) -> tuple[Placement, ...]:
@@ -118,11 +149,21 @@ def _fill(queue: list[Clip], packing: Packing, rng: np.random.Generator, limit: 
 
 
 def render(window: PackedWindow) -> np.ndarray:
-    """The window's waveform: (480000,) float32, 16 kHz mono."""
+    """The window's waveform: (480000,) float32, 16 kHz mono.
+
+    Raises:
+        ManifestError: a recording does not last as long as its manifest says.
+    """
     rng = np.random.default_rng(window.seed)
     wave = np.zeros(WINDOW_SAMPLES, dtype=np.float32)
     for placement in window.placements:
         sound = placement.clip.read()
+        seconds = len(sound) / SAMPLE_RATE
+        if abs(seconds - placement.clip.duration) > DURATION_TOLERANCE:
+            raise ManifestError(
+                f"{placement.clip.id} lasts {seconds:.2f} s, but its manifest says {placement.clip.duration:.2f} s; "
+                "correct the duration there."
+            )
         if placement.speed != 1.0:
             sound = soxr.resample(sound, SAMPLE_RATE, SAMPLE_RATE / placement.speed).astype(np.float32)
         sound = sound[: WINDOW_SAMPLES - placement.start] * 10 ** (placement.gain_db / 20)

@@ -7,6 +7,7 @@ order of time (the tied start), so 50 tokens are a sequence of 1200 vectors, one
 import re
 import unicodedata
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,6 +36,18 @@ def ctc_text(text: str) -> str:
 def ctc_ids(text: str) -> list[int]:
     """The head's classes for a text that `ctc_text` has reduced."""
     return [CTC_CHARACTERS.index(character) + 1 for character in ctc_text(text)]
+
+
+def unwritten(text: str) -> str:
+    """Letters and digits of a text that `ctc_text` leaves out, though they are said."""
+    folded = unicodedata.normalize("NFKD", text).lower()
+    return "".join(letter for letter in folded if letter.isalnum() and not "a" <= letter <= "z")
+
+
+def ctc_steps_needed(text: str) -> int:
+    """The fewest steps that can write a text: one a character, and a blank between two that are equal."""
+    ids = ctc_ids(text)
+    return len(ids) + sum(first == second for first, second in pairwise(ids))
 
 
 class ContextBlock(nn.Module):
@@ -139,14 +152,17 @@ def greedy_text(log_probs: torch.Tensor) -> "list[str]":
 def ctc_loss(log_probs: torch.Tensor, texts: "Sequence[str]") -> torch.Tensor:
     """Mean over the windows of the CTC loss per character, 0 for a text that no path of these steps can write.
 
+    Such texts (`ctc_steps_needed`) teach nothing; whoever calls this counts them.
+
     Args:
         log_probs: (windows, steps, classes).
         texts: one a window, any case; reduced here.
     """
     ids = [ctc_ids(text) for text in texts]
-    lengths = torch.tensor([len(i) for i in ids])
-    targets = torch.tensor([c for i in ids for c in i], dtype=torch.long)
-    steps = torch.full((len(ids),), log_probs.shape[1])
+    device = log_probs.device
+    lengths = torch.tensor([len(i) for i in ids], device=device)
+    targets = torch.tensor([c for i in ids for c in i], dtype=torch.long, device=device)
+    steps = torch.full((len(ids),), log_probs.shape[1], device=device)
     losses = F.ctc_loss(
         log_probs.transpose(0, 1), targets, steps, lengths, blank=BLANK, reduction="none", zero_infinity=True
     )

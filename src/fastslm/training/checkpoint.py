@@ -1,8 +1,8 @@
 """Checkpoints of a run: everything that a resumed run needs to give the same bits, written beside and renamed."""
 
 import contextlib
-import errno
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fastslm.errors import TrainingError
+from fastslm.training.disk import writing
 
 KEPT = 2
 
@@ -22,26 +23,20 @@ def save_checkpoint(folder: Path, name: str, state: dict[str, Any]) -> Path:
     Raises:
         TrainingError: the disk is full or the folder cannot be written; nothing that was there is lost.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{name}.pt"
     partial = folder / f"{name}.pt.partial"
-    try:
-        with partial.open("wb") as out:
-            torch.save(state, out)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(partial, final)
-    except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "write failed" in str(error)
-        if isinstance(error, RuntimeError) and not full:
+    with writing(final, "the checkpoint"):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as out:
+                torch.save(state, out)
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(partial, final)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
             raise
-        reason = "the disk is full" if full else str(getattr(error, "strerror", error))
-        raise TrainingError(
-            f"{final}: the checkpoint could not be written ({reason}); free some room and start the same command "
-            "again: it goes on from the checkpoint before."
-        ) from None
     for old in checkpoints(folder)[:-KEPT]:
         old.unlink(missing_ok=True)
     for left in folder.glob("*.partial"):
@@ -65,7 +60,7 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         return torch.load(found[-1], map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise TrainingError(
             f"{found[-1]}: this checkpoint cannot be read ({type(error).__name__}); "
             "remove it to go on from the one before."
