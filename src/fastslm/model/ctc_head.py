@@ -73,7 +73,7 @@ class CTCHead(nn.Module):
     """Speech tokens → log-probabilities of characters.
 
     Two convolutions at 40 Hz hear letters; blocks at 20 Hz add a second or two of context to what they heard. The
-    blocks start as nothing: with them from the start, CTC stayed on its plateau three times as long (docs/training.md).
+    blocks start as nothing, for a deep head keeps CTC on its first plateau for longer.
     """
 
     def __init__(self, config: FastSLMConfig, dropout: float = 0.0):

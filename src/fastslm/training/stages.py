@@ -22,7 +22,7 @@ from fastslm.training.recipe import CTCRecipe, ModelRecipe, Phase, Recipe
 from fastslm.training.tied_start import TiedLooks, untie
 from fastslm.training.transcript import LanguageModelTranscript, lora_parameters
 
-# Of the shipped file: half the size of float32, and what rounding costs was measured as nothing (docs/training.md).
+# Of the shipped file: half the size of float32. Everything that a card reports is measured on the rounded weights.
 EXPORT_DTYPE = torch.float16
 
 
