@@ -54,7 +54,8 @@ def is_lora_key(key: str) -> bool:
 def lora_switched(model: nn.Module, on: bool) -> Iterator[None]:
     """LoRA on or off inside the context; as it was afterwards. Off, the model computes as its base to the last bit.
 
-    Whether parameters are trainable is left alone, which PEFT's own `enable_adapters` does not do.
+    Whether parameters are trainable is left alone, which PEFT's own `enable_adapters` does not do. The switch is the
+    model's: two threads must not ask one model with and without speech at the same time.
     """
     changed = [layer for layer in lora_layers(model) if layer.disable_adapters == on]
     for layer in changed:
