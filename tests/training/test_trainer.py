@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from fastslm.errors import TrainingError
+from fastslm.errors import CheckpointError, TrainingError
 from fastslm.training.checkpoint import checkpoints, load_newest
 from fastslm.training.recipe import check_recipe
 from fastslm.training.trainer import Trainer
@@ -121,3 +121,18 @@ def test_training_lowers_the_loss_on_tones(recipe_content: dict[str, Any]) -> No
     lines = (Path(recipe_content["out"]) / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines if '"kind": "step"' in line]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_a_stage_that_starts_from_another_begins_with_its_weights(
+    recipe_content: dict[str, Any], tmp_path: Path
+) -> None:
+    first = run(recipe_content)
+    # One step so slow that nothing moves: what comes out is what went in.
+    still = {**LLM_PHASE, "steps": 1, "rates": {"projector": 1e-12}}
+    content = {**recipe_content, "out": str(tmp_path / "second"), "start_from": str(first), "phases": [still]}
+    second = run({**content, "seed": 9})
+    before, after = weights_of(first), weights_of(second)
+    assert all(torch.equal(before[key], after[key]) for key in before if key.startswith(("hfq", "ctc")))
+    content["model"] = {**content["model"], "ctc": {"hidden_size": 8, "layers": 1, "steps_per_token": 4}}
+    with pytest.raises(CheckpointError, match="another size"):
+        run({**content, "out": str(tmp_path / "third")})

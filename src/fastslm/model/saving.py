@@ -149,6 +149,7 @@ class FastSLMPreTrainedModel(PreTrainedModel):
         with torch.device("meta") if on_meta else nullcontext():
             model = cls(config, encoder=encoder, language_model=text_model)  # type: ignore[call-arg]
         model.generation_config = deepcopy(text_model.generation_config)
+        model.write_no_placeholders()
         return model
 
     @classmethod
@@ -286,6 +287,15 @@ def _load_trained(model: Any, state: dict[str, torch.Tensor], dtype: torch.dtype
         if ADDED_OUTPUT_ROWS in state:
             model.get_output_embeddings().weight[-added:] = state.pop(ADDED_OUTPUT_ROWS)
     model.load_state_dict(state, strict=False, assign=True)
+
+
+def read_trained(folder: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """The tensors of a trained part, as `save_trained` wrote them, in float32.
+
+    Raises:
+        CheckpointError: there are none, or they are damaged.
+    """
+    return {key: value.float() for key, value in _read_weights(os.fspath(folder), {}).items()}
 
 
 def _read_weights(name: str, hub: dict[str, Any]) -> dict[str, torch.Tensor]:

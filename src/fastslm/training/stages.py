@@ -10,16 +10,20 @@ from torch import nn
 from transformers import AutoConfig, WhisperConfig
 
 from fastslm import weights
+from fastslm.errors import CheckpointError, RecipeError
 from fastslm.model.configuration import FastSLMConfig, HFQFormerConfig
 from fastslm.model.ctc_head import CTCHead
 from fastslm.model.hfq_former import HFQFormer
+from fastslm.model.lora import is_lora_key
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
+from fastslm.model.saving import read_trained
 from fastslm.model.starts import start_hfq_former
-from fastslm.training.alignment import AlignedCharacters
+from fastslm.training.alignment import AlignedCharacters, require_aligner
+from fastslm.training.disk import writing
 from fastslm.training.objectives import CharacterAlignment, Objective, TiedCTC, TokenCTC
 from fastslm.training.recipe import CTCRecipe, ModelRecipe, Phase, Recipe
-from fastslm.training.tied_start import TiedLooks, untie
+from fastslm.training.tied_start import TiedLooks, check_tied, untie
 from fastslm.training.transcript import LanguageModelTranscript, lora_parameters
 
 # Of the shipped file: half the size of float32. Everything that a card reports is measured on the rounded weights.
@@ -44,8 +48,19 @@ def own_config(model: ModelRecipe) -> dict[str, Any]:
 
 
 def model_config(recipe: Recipe) -> FastSLMConfig:
-    """The configuration of the model that a recipe trains."""
+    """The configuration of the model that a recipe trains.
+
+    Raises:
+        RecipeError: its sizes or switches do not fit together.
+    """
     model = recipe.model
+    try:
+        return _model_config(model)
+    except ValueError as error:
+        raise RecipeError(f"model: {error}") from None
+
+
+def _model_config(model: ModelRecipe) -> FastSLMConfig:
     audio = WhisperConfig.from_pretrained(weights.resolve(model.encoder))
     text = AutoConfig.from_pretrained(weights.resolve(model.text_model))
     hfq = HFQFormerConfig(hidden_size=audio.d_model, window_frames=audio.max_source_positions, **model.hfq.model_dump())
@@ -72,11 +87,59 @@ class Learner:
         torch.manual_seed(recipe.seed)
         self.hfq_former = HFQFormer(self.config.hfq_config)
         start_hfq_former(self.hfq_former)
-        self.head = CTCHead(self.config)
+        try:
+            self.head = CTCHead(self.config)
+        except ValueError as error:
+            raise RecipeError(f"model.ctc: {error}") from None
+        self._check_objectives()
         self.hfq_former.to(device)
         self.head.to(device)
         self.model: FastSLMForConditionalGeneration | None = None
         self.processor: FastSLMProcessor | None = None
+        if recipe.start_from is not None:
+            self.start_from(recipe.start_from)
+
+    @torch.no_grad()
+    def start_from(self, folder: Path) -> None:
+        """Take over the trained part of an earlier stage's model.
+
+        Raises:
+            CheckpointError: it cannot be read, or is of another size than the recipe's model.
+        """
+        state = read_trained(folder)
+        for prefix, module in (("hfq_former.", self.hfq_former), ("ctc_head.", self.head)):
+            own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            expected = module.state_dict()
+            other = sorted(
+                prefix + key
+                for key in expected.keys() | own.keys()
+                if key not in own or key not in expected or own[key].shape != expected[key].shape
+            )
+            if other:
+                raise CheckpointError(
+                    f"start_from {folder} holds a model of another size than the recipe's ({other[0]} differs); "
+                    "give the stage's own earlier model, or the sizes of that one."
+                )
+            module.load_state_dict(own)
+        if any(is_lora_key(key) for key in state):
+            model, _ = self.whole_model()
+            expected = model.state_dict()
+            for key, value in state.items():
+                if key.startswith("projector.") or is_lora_key(key):
+                    if key not in expected or expected[key].shape != value.shape:
+                        raise CheckpointError(
+                            f"start_from {folder} holds a language model part of another size ({key} differs); "
+                            "set model.lora and model.text_model as they were."
+                        )
+                    expected[key].copy_(value)
+
+    def _check_objectives(self) -> None:
+        """Say now what a later phase would stop at."""
+        objectives = {phase.objective for phase in self.recipe.phases}
+        if "tied" in objectives:
+            check_tied(self.config.hfq_config, self.config.ctc_steps_per_token)
+        if "alignment" in objectives:
+            require_aligner()
 
     def objective(self, phase: Phase, state: dict[str, Any] | None) -> Objective:
         """What the phase trains towards, with the weights of a checkpoint of that phase where there is one."""
@@ -168,9 +231,10 @@ class Learner:
         """The trained part, its processor and what the run was, as a folder that `fastslm.load` takes."""
         model, processor = self.whole_model()
         self.eval()
-        model.save_trained(folder, dtype=EXPORT_DTYPE)
-        processor.save_pretrained(folder)
-        partial = folder / "training.json.partial"
-        partial.write_text(json.dumps(summary, indent=1) + "\n")
-        os.replace(partial, folder / "training.json")
+        with writing(folder, "the trained model"):
+            model.save_trained(folder, dtype=EXPORT_DTYPE)
+            processor.save_pretrained(folder)
+            partial = folder / "training.json.partial"
+            partial.write_text(json.dumps(summary, indent=1) + "\n")
+            os.replace(partial, folder / "training.json")
         return folder
