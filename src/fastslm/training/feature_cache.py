@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,23 +21,28 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES
 from fastslm.data.manifest import Clip, manifest_digest, read_manifest
-from fastslm.data.packing import PackedWindow, Placement, pack, render
-from fastslm.errors import TrainingError
+from fastslm.data.packing import PackedWindow, Placement, pack, refuse_long, render
+from fastslm.errors import ManifestError
 from fastslm.features import window_mel
 from fastslm.model.base_weights import load_encoder
+from fastslm.training.disk import writing
 from fastslm.training.recipe import Recipe
 
 LAYOUT = 1
 ENCODE_BATCH = 8
+CPU = torch.device("cpu")
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class WindowLabel:
-    """What is known of a cached window: its text, how many encoder frames hold something, and its clips."""
+    """What is known of a cached window: its text, how many encoder frames hold something, its clips, and its name."""
 
     text: str
     frames: int
     clips: tuple[str, ...]
+    # Unlike the text, of no other window in any packing.
+    name: str = ""
 
 
 class CachedWindows:
@@ -48,7 +54,10 @@ class CachedWindows:
         self.shape: tuple[int, int] = (description["frames"], description["hidden_size"])
         lines = (folder / "labels.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
-        self.labels = [WindowLabel(row["text"], row["frames"], tuple(row["clips"])) for row in rows]
+        self.labels = [
+            WindowLabel(row["text"], row["frames"], tuple(row["clips"]), f"{folder.name}-{index}")
+            for index, row in enumerate(rows)
+        ]
         self._data = np.memmap(folder / "frames.bf16", np.int16, "r", shape=(len(rows), *self.shape))
 
     def __len__(self) -> int:
@@ -60,13 +69,18 @@ class CachedWindows:
 
 
 def cache_training_windows(
-    recipe: Recipe, variant: int, progress: Callable[[int, int], None] | None = None
+    recipe: Recipe, variant: int, progress: Progress | None = None, device: torch.device = CPU
 ) -> CachedWindows:
     """The windows of one packing of the training data. Made if they are not there yet.
 
     Args:
         variant: which packing, 0 … recipe.data.variants − 1.
         progress: called with (windows done, windows in all).
+        device: where the encoder runs.
+
+    Raises:
+        ManifestError: no clip has text, a clip is longer than a window, a recording is not there.
+        TrainingError: the features cannot be written.
     """
     data = recipe.data
     description = {
@@ -85,14 +99,21 @@ def cache_training_windows(
             with_text = [clip for clip in read_manifest(source.path) if clip.text]
             take = rng.permutation(len(with_text))[: round(len(with_text) * source.share)]
             clips += [with_text[i] for i in sorted(take)]
+        if not clips:
+            raise ManifestError(
+                f"{', '.join(str(t.path) for t in data.train)}: no clip with a text takes part; "
+                "training needs at least one."
+            )
         sounds = read_manifest(data.sounds) if data.sounds else []
         return pack(clips, sounds, data.packing, (recipe.seed, variant))
 
-    return _cached(data.cache, description, recipe.model.encoder, windows, progress)
+    return _cached(data.cache, description, recipe.model.encoder, windows, progress, device)
 
 
-def cache_validation_windows(recipe: Recipe, progress: Callable[[int, int], None] | None = None) -> CachedWindows:
-    """Validation clips, each alone at the start of a window."""
+def cache_validation_windows(
+    recipe: Recipe, progress: Progress | None = None, device: torch.device = CPU
+) -> CachedWindows:
+    """Validation clips, each alone at the start of a window. Arguments and errors as of training windows."""
     data = recipe.data
     description = {
         "layout": LAYOUT,
@@ -103,9 +124,12 @@ def cache_validation_windows(recipe: Recipe, progress: Callable[[int, int], None
 
     def windows() -> list[PackedWindow]:
         clips = [clip for clip in read_manifest(data.validation) if clip.text][: data.validation_clips]
+        if not clips:
+            raise ManifestError(f"{data.validation}: no clip has a text; validation needs at least one.")
+        refuse_long(clips)
         return [PackedWindow((_alone(clip),), None, None, (0,)) for clip in clips]
 
-    return _cached(data.cache, description, recipe.model.encoder, windows, progress)
+    return _cached(data.cache, description, recipe.model.encoder, windows, progress, device)
 
 
 def _alone(clip: Clip) -> Placement:
@@ -117,16 +141,21 @@ def _cached(
     description: dict[str, object],
     encoder_name: str,
     windows: Callable[[], list[PackedWindow]],
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
+    device: torch.device,
 ) -> CachedWindows:
+    if Path(encoder_name).is_dir():
+        # A name is pinned, what lies in a folder is not.
+        description = {**description, "encoder_files": _digests(Path(encoder_name))}
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
     folder = root / digest
     if not (folder / "description.json").is_file():
-        root.mkdir(parents=True, exist_ok=True)
+        with writing(root, "the cache of encoder features"):
+            root.mkdir(parents=True, exist_ok=True)
         # A second process that wants the same windows waits for the first.
         with FileLock(root / f"{digest}.lock"):
             if not (folder / "description.json").is_file():
-                _encode(folder, description, load_encoder(encoder_name).eval(), windows(), progress)
+                _encode(folder, description, load_encoder(encoder_name).eval(), windows(), progress, device)
     return CachedWindows(folder)
 
 
@@ -135,52 +164,70 @@ def _encode(
     description: dict[str, object],
     encoder: WhisperEncoder,
     windows: list[PackedWindow],
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
+    device: torch.device,
 ) -> None:
     """Encode windows into a folder beside the final one, going on where an earlier attempt was cut off."""
     config: WhisperConfig = encoder.config
+    module: Any = encoder  # transformers' mixins hide `to` from type checkers
+    module.to(device)
     shape = (config.max_source_positions, config.d_model)
     partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    file = partial / "frames.bf16"
+    what = "the encoder's features"
+    with writing(partial, what):
+        partial.mkdir(parents=True, exist_ok=True)
+        file = partial / "frames.bf16"
+        file.touch()
     window_bytes = shape[0] * shape[1] * 2
-    done = file.stat().st_size // window_bytes if file.exists() else 0
-    try:
-        with file.open("r+b" if file.exists() else "wb") as out, ThreadPoolExecutor(1) as reader:
-            out.seek(done * window_bytes)
-            out.truncate()
-            batches = [windows[i : i + ENCODE_BATCH] for i in range(done, len(windows), ENCODE_BATCH)]
+    done = min(file.stat().st_size // window_bytes, len(windows))
+    # Whole batches only: what a window rounds to may depend on the others of its batch.
+    done -= done % ENCODE_BATCH
+    # Unbuffered, so that nothing is left to fail when the file is closed.
+    with file.open("r+b", buffering=0) as out, ThreadPoolExecutor(1) as reader:
+        out.seek(done * window_bytes)
+        out.truncate()
+        batches = [windows[i : i + ENCODE_BATCH] for i in range(done, len(windows), ENCODE_BATCH)]
 
-            def mel(batch: list[PackedWindow]) -> torch.Tensor:
-                return window_mel([render(window) for window in batch], config.num_mel_bins)
+        def mel(batch: list[PackedWindow]) -> torch.Tensor:
+            return window_mel([render(window) for window in batch], config.num_mel_bins)
 
-            # The next batch is decoded while this one is encoded.
-            ahead = reader.submit(mel, batches[0]) if batches else None
-            for index, batch in enumerate(batches):
-                assert ahead is not None
-                features = ahead.result()
-                ahead = reader.submit(mel, batches[index + 1]) if index + 1 < len(batches) else None
-                with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-                    frames = encoder(features).last_hidden_state
-                out.write(frames.to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
-                out.flush()
-                done += len(batch)
-                if progress is not None:
-                    progress(done, len(windows))
-    except OSError as error:
-        raise TrainingError(
-            f"{partial}: the encoder's features could not be written ({error.strerror}); "
-            "free some room and start again, what is done is kept."
-        ) from None
-    with (partial / "labels.jsonl").open("w", encoding="utf-8") as labels:
-        for window in windows:
-            end = max((p.start + p.samples for p in window.placements), default=0)
-            row = {
-                "text": window.text,
-                "frames": min(shape[0], -(-end // 320)),
-                "clips": [p.clip.id for p in window.placements],
-            }
-            labels.write(json.dumps(row, ensure_ascii=False) + "\n")
-    final = {**description, "frames": shape[0], "hidden_size": shape[1]}
-    (partial / "description.json").write_text(json.dumps(final, indent=1))
-    os.replace(partial, folder)
+        # The next batch is decoded while this one is encoded.
+        ahead = reader.submit(mel, batches[0]) if batches else None
+        for index, batch in enumerate(batches):
+            assert ahead is not None
+            features = ahead.result()
+            ahead = reader.submit(mel, batches[index + 1]) if index + 1 < len(batches) else None
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+                frames = encoder(features.to(device)).last_hidden_state
+            rest = memoryview(frames.to(torch.bfloat16).contiguous().view(torch.int16).cpu().numpy().tobytes())
+            with writing(partial, what):
+                while rest:
+                    rest = rest[out.write(rest) :]
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(windows))
+    with writing(partial, what):
+        with (partial / "labels.jsonl").open("w", encoding="utf-8") as labels:
+            for window in windows:
+                labels.write(json.dumps(_label(window, shape[0]), ensure_ascii=False) + "\n")
+        final = {**description, "frames": shape[0], "hidden_size": shape[1]}
+        (partial / "description.json").write_text(json.dumps(final, indent=1))
+        os.replace(partial, folder)
+
+
+def _label(window: PackedWindow, frames: int) -> dict[str, object]:
+    end = max((p.start + p.samples for p in window.placements), default=0)
+    return {
+        "text": window.text,
+        "frames": min(frames, -(-end // (WINDOW_SAMPLES // frames))),
+        "clips": [p.clip.id for p in window.placements],
+    }
+
+
+def _digests(folder: Path) -> list[list[str]]:
+    """Every file of an encoder's folder with the SHA-256 of its content."""
+    found = []
+    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+        with file.open("rb") as content:
+            found.append([file.name, hashlib.file_digest(content, "sha256").hexdigest()])
+    return found
