@@ -123,9 +123,20 @@ class Phase(Section):
     validate_every: int = pydantic.Field(default=200, gt=0)
 
     @pydantic.model_validator(mode="after")
-    def _something_trains(self) -> "Phase":
-        if not any(self.rates.model_dump().values()):
+    def _every_setting_does_something(self) -> "Phase":
+        given = [key for key, rate in self.rates.model_dump().items() if rate]
+        if not given:
             raise ValueError("every learning rate is 0, so nothing would train")
+        trained = ("hfq", "head") if self.objective != "llm" else ("hfq", "projector", "lora")
+        if self.objective == "llm" and self.ctc_weight:
+            trained = (*trained, "head")
+        if idle := [key for key in given if not key.startswith(trained)]:
+            why = " without a ctc_weight" if self.objective == "llm" else ""
+            raise ValueError(f"objective {self.objective} does not train {', '.join(idle)}{why}; set 0 there")
+        if self.ctc_weight and self.objective != "llm":
+            raise ValueError(f"ctc_weight does nothing for objective {self.objective}; leave it out")
+        if self.mask and self.objective == "alignment":
+            raise ValueError("objective alignment aligns the frames that it reads, so mask must stay 0")
         return self
 
 
@@ -134,7 +145,7 @@ class Recipe(Section):
 
     name: str
     stage: Literal[1, 2, 3]
-    seed: int
+    seed: int = pydantic.Field(ge=0)
     model: ModelRecipe
     data: DataRecipe
     phases: tuple[Phase, ...] = pydantic.Field(min_length=1)
@@ -145,6 +156,12 @@ class Recipe(Section):
     # torch's threads; a resumed run gives the same bits only with the same number.
     threads: int = pydantic.Field(default=2, gt=0)
     checkpoint_minutes: float = pydantic.Field(default=3.0, gt=0)
+
+    @pydantic.model_validator(mode="after")
+    def _can_be_run(self) -> "Recipe":
+        if self.model.ctc is None:
+            raise ValueError("model.ctc is null, but validation reads the tokens with the CTC head; leave the key out")
+        return self
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -161,7 +178,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise RecipeError(f"{path}: there is no such recipe; give a YAML file such as recipes/tiny/stage1.yaml.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: this is not YAML ({str(error).splitlines()[0]}); correct the file.") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values; see recipes/tiny/stage1.yaml.")
@@ -221,7 +238,9 @@ def _sentence(fault: Any) -> str:
     if fault["type"] == "missing":
         return f"the key {where} is missing"
     message = fault["msg"].removeprefix("Value error, ")
-    return f"{where} is {fault['input']!r}: {message[0].lower() + message[1:]}" if where else message
+    if isinstance(fault["input"], dict):
+        return f"{where}: {message}" if where else message
+    return f"{where} is {fault['input']!r}: {message[0].lower() + message[1:]}"
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:

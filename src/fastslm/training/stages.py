@@ -186,7 +186,10 @@ class Learner:
             model.projector.float()
             for parameter in lora_parameters(model):
                 parameter.data = parameter.data.float()
-            self.model, self.processor = model.to(self.device), processor
+            # transformers' mixins hide `to` from type checkers.
+            module: nn.Module = model
+            module.to(self.device)
+            self.model, self.processor = model, processor
         return self.model, self.processor
 
     def train(self, phase: Phase) -> None:

@@ -12,11 +12,37 @@ import torch
 from torch import nn
 
 from fastslm.errors import RecipeError
+from fastslm.model.configuration import HFQFormerConfig
 from fastslm.model.hfq_former import HFQFormer
 from fastslm.model.local_attention import SlotFrames
 
 # What is not a look starts this small when the looks are untied, so that untying hardly changes what is heard.
 REST = 0.01
+
+
+def check_tied(config: HFQFormerConfig, steps_per_token: int | None = None) -> int:
+    """Looks a token, heads × blocks.
+
+    Args:
+        steps_per_token: in which the CTC head reads a token, where there is a head.
+
+    Raises:
+        RecipeError: the tied start cannot be made with this HFQ-Former, or not be read by this head.
+    """
+    looks = config.detail_blocks * config.num_heads
+    if config.detail_start != "positional" or config.attention_span is None:
+        raise RecipeError("objective tied needs model.hfq.detail_start positional and an attention_span; set both.")
+    if not looks or config.hidden_size % looks or config.hidden_size // looks > config.head_size:
+        raise RecipeError(
+            f"objective tied: {looks} looks cannot share {config.hidden_size} channels; "
+            "set model.hfq.detail_blocks so that heads × blocks divides the width."
+        )
+    if steps_per_token not in (None, looks):
+        raise RecipeError(
+            f"objective tied: the head reads a token in {steps_per_token} steps, but it is {looks} looks "
+            f"(heads × blocks); set model.ctc.steps_per_token to {looks}."
+        )
+    return looks
 
 
 class TiedLooks(nn.Module):
@@ -32,14 +58,7 @@ class TiedLooks(nn.Module):
     def __init__(self, hfq_former: HFQFormer):
         super().__init__()
         config = hfq_former.config
-        self.looks = config.detail_blocks * config.num_heads
-        if config.detail_start != "positional" or config.attention_span is None:
-            raise RecipeError("objective tied needs model.hfq.detail_start positional and an attention_span; set both.")
-        if not self.looks or config.hidden_size % self.looks or config.hidden_size // self.looks > config.head_size:
-            raise RecipeError(
-                f"objective tied: {self.looks} looks cannot share {config.hidden_size} channels; "
-                "set model.hfq.detail_blocks so that heads × blocks divides the width."
-            )
+        self.looks = check_tied(config)
         self.hfq_former = hfq_former
         self.channels = config.hidden_size // self.looks
         self.value = nn.Linear(config.hidden_size, self.channels)
