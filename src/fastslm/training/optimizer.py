@@ -55,15 +55,17 @@ class Optimizers:
         done = (step - phase.warmup_steps) / max(1, phase.steps - phase.warmup_steps)
         return phase.final_rate + (1 - phase.final_rate) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
-    def step(self, step: int) -> float:
-        """Clip the gradients, set the rates, move the parameters. Returns the gradients' norm before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.phase.clip_norm)
+    def clip(self) -> float:
+        """Clip the gradients. Returns their norm before."""
+        return float(torch.nn.utils.clip_grad_norm_(self.parameters, self.phase.clip_norm))
+
+    def step(self, step: int) -> None:
+        """Set the rates, move the parameters, and forget the gradients."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * self.rate(step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return float(norm)
 
     def state_dict(self) -> list[dict]:
         return [optimizer.state_dict() for optimizer in self.optimizers]

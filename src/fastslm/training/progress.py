@@ -1,32 +1,43 @@
 """What a person and a program see of a run: a line a step on standard error, a JSON line a step, and a plot."""
 
+import contextlib
 import json
 import os
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
+
+from fastslm.training.disk import writing
+
+# Steps whose speed the time left is told from.
+RECENT = 50
 
 
 class RunLog:
     """`metrics.jsonl` of a run. On a resume, lines of steps that will be done again are dropped."""
 
     def __init__(self, folder: Path, resumed_at: int):
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        if self.path.exists():
-            rows = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
-            kept = [row for row in rows if row["global_step"] <= resumed_at]
+        kept = [row for row in self.rows() if row["global_step"] <= resumed_at]
+        with writing(self.path, "the log"):
+            folder.mkdir(parents=True, exist_ok=True)
             partial = self.path.with_suffix(".partial")
             partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
             os.replace(partial, self.path)
 
     def write(self, row: dict[str, Any]) -> None:
-        with self.path.open("a") as out:
+        with writing(self.path, "the log"), self.path.open("a") as out:
             out.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+        """What is whole of the log: a kill or a crash of the machine may have torn a line."""
+        rows = []
+        for line in self.path.read_bytes().splitlines() if self.path.exists() else []:
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+        return [row for row in rows if isinstance(row, dict)]
 
 
 class StepLine:
@@ -35,21 +46,28 @@ class StepLine:
     def __init__(self, quiet: bool = False):
         self.quiet = quiet
         self.tty = sys.stderr.isatty()
-        self.started = time.monotonic()
-        self.done = 0
-        self.last = 0.0
+        self.last = float("-inf")
+        # When the last steps ended. What came before the first, such as loading, says nothing of the speed.
+        self.ends: deque[float] = deque(maxlen=RECENT)
 
     def show(self, phase: str, step: int, steps: int, left: int, numbers: dict[str, float]) -> None:
         """`left` is the number of steps until the end of the run, over all phases."""
-        self.done += 1
         now = time.monotonic()
+        self.ends.append(now)
         if self.quiet or (now - self.last < (0.5 if self.tty else 30.0) and step != steps):
             return
         self.last = now
-        remaining = (now - self.started) / self.done * left
-        values = "  ".join(f"{name} {value:.3g}" for name, value in numbers.items())
-        line = f"{phase}  step {step}/{steps}  {values}  {format_seconds(remaining)} left"
+        said = [phase, f"step {step}/{steps}", *(f"{name} {value:.3g}" for name, value in numbers.items())]
+        if (remaining := self.remaining(left)) is not None:
+            said.append(f"{format_seconds(remaining)} left")
+        line = "  ".join(said)
         print(f"\r\x1b[2K{line}" if self.tty else line, end="" if self.tty else "\n", file=sys.stderr, flush=True)
+
+    def remaining(self, left: int) -> float | None:
+        """Seconds that `left` steps take at the speed of the last ones, `None` before two have ended."""
+        if len(self.ends) < 2:
+            return None
+        return (self.ends[-1] - self.ends[0]) / (len(self.ends) - 1) * left
 
     def say(self, sentence: str) -> None:
         """A line that stays."""
@@ -66,12 +84,10 @@ def format_seconds(seconds: float) -> str:
 
 def draw_curves(rows: list[dict[str, Any]], target: Path, title: str) -> None:
     """Losses and validation error rates of a run over its hours, as a PNG."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (losses, errors) = pyplot.subplots(2, 1, figsize=(8, 6), sharex=True, layout="constrained")
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    losses, errors = figure.subplots(2, 1, sharex=True)
     steps = [row for row in rows if row["kind"] == "step"]
     for phase in dict.fromkeys(row["phase"] for row in steps):
         own = [row for row in steps if row["phase"] == phase]
@@ -90,9 +106,9 @@ def draw_curves(rows: list[dict[str, Any]], target: Path, title: str) -> None:
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
     partial = target.with_suffix(".partial.png")
-    figure.savefig(partial, dpi=110)
-    pyplot.close(figure)
-    os.replace(partial, target)
+    with writing(target, "the plot"):
+        figure.savefig(partial, dpi=110)
+        os.replace(partial, target)
 
 
 def _smoothed(values: list[float], over: int) -> list[float]:

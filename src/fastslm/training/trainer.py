@@ -4,23 +4,27 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jiwer
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
-from fastslm.errors import TrainingError
-from fastslm.model.ctc_head import ctc_loss, ctc_text, greedy_text
+from fastslm.errors import RecipeError, TrainingError
+from fastslm.model.ctc_head import ctc_loss, ctc_steps_needed, ctc_text, greedy_text, unwritten
 from fastslm.training.checkpoint import load_newest, save_checkpoint
+from fastslm.training.disk import writing
 from fastslm.training.feature_cache import (
     ENCODE_BATCH,
     CachedWindows,
+    WindowLabel,
     cache_training_windows,
     cache_validation_windows,
 )
+from fastslm.training.interruption import Interruption, Stopped
 from fastslm.training.objectives import Batch, Objective, Writer, masked, shifted
 from fastslm.training.optimizer import Average, Optimizers
 from fastslm.training.progress import RunLog, StepLine, draw_curves
@@ -43,16 +47,16 @@ class Trainer:
         quiet: nothing on standard error.
 
     Raises:
-        TrainingError: the run's folder belongs to another recipe, a loss that is not finite, a full disk.
+        RecipeError: a device that is not there, phases that the model cannot be trained in.
+        TrainingError: the run's folder belongs to another recipe or is in use, a loss that is not finite, a full disk.
     """
 
     def __init__(self, recipe: Recipe, quiet: bool = False):
         self.recipe = recipe
         self.line = StepLine(quiet)
         torch.set_num_threads(recipe.threads)
-        self.device = torch.device("cuda" if recipe.device == "auto" and torch.cuda.is_available() else "cpu")
-        if recipe.device != "auto":
-            self.device = torch.device(recipe.device)
+        self.device = _device(recipe.device)
+        self._interruption = Interruption(self.line.say)
         self.dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
         self.phase = 0
         self.step = 0
@@ -61,23 +65,52 @@ class Trainer:
         self._variants: dict[int, CachedWindows] = {}
 
     def run(self) -> Path:
-        """Train, and return the folder of the trained model."""
+        """Train, and return the folder of the trained model.
+
+        A signal to stop ends it after the step that is being made, which is saved; a run that has ended is exported
+        again.
+
+        Raises:
+            TrainingError: as above.
+            KeyboardInterrupt: it was asked to stop.
+        """
+        out = self.recipe.out
+        with writing(out, "the run's folder"):
+            out.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(out / ".lock", timeout=0), self._interruption:
+                return self._run()
+        except Timeout:
+            raise TrainingError(
+                f"{out}: another process trains there; wait for it, or choose another folder with --set out=…"
+            ) from None
+
+    def _run(self) -> Path:
         recipe = self.recipe
         state = self._resume_state()
         self.line.say(f"{recipe.name}: {self.device}, {recipe.precision}, {recipe.threads} threads, into {recipe.out}")
-        validation = cache_validation_windows(recipe, self._encoding("validation"))
         learner = Learner(recipe, self.device)
         if state is not None:
             self.phase, self.step = state["phase"], state["step"]
             self.global_step, self.seconds = state["global_step"], state["seconds"]
-            self.line.say(f"going on at phase {recipe.phases[self.phase].name}, step {self.step}")
+            if self.step == recipe.phases[self.phase].steps:
+                learner.load_state_dict(state["learner"])
+                self.phase, self.step, state = self.phase + 1, 0, None
         self.log = RunLog(recipe.out, self.global_step)
-        self._clock = time.monotonic() - self.seconds
-        self._saved = time.monotonic()
-        while self.phase < len(recipe.phases):
-            self._run_phase(learner, validation, state)
-            state = None
-            self.phase, self.step = self.phase + 1, 0
+        if self.phase == len(recipe.phases):
+            self.line.say(f"this run ended at step {self.global_step}; its model is exported again")
+        else:
+            validation = cache_validation_windows(recipe, self._encoding("validation"), self.device)
+            self._say_what_is_lost("validation", validation)
+            if self.global_step:
+                self.line.say(f"going on at phase {recipe.phases[self.phase].name}, step {self.step}")
+            self._clock = time.monotonic() - self.seconds
+            self._saved = time.monotonic()
+            while self.phase < len(recipe.phases):
+                self._run_phase(learner, validation, state)
+                state = None
+                self.phase, self.step = self.phase + 1, 0
+                self._check_stop()
         draw_curves(self.log.rows(), recipe.out / "curves.png", recipe.name)
         return learner.export(recipe.out / "model", self.summary())
 
@@ -109,7 +142,14 @@ class Trainer:
         for step in range(self.step, phase.steps):
             started = time.monotonic()
             learner.train(phase)
-            numbers = self._one_step(phase, step, objective, optimizers)
+            try:
+                numbers = self._one_step(phase, step, objective, optimizers)
+            except Stopped:
+                # While windows were encoded, before any weight moved.
+                if self.step:
+                    self._save(learner, objective, optimizers, average)
+                self.line.say(f"stopped at step {self.global_step}; the same command goes on from there")
+                raise
             if average is not None:
                 average.update()
             self.step, self.global_step = step + 1, self.global_step + 1
@@ -126,8 +166,16 @@ class Trainer:
                 if average is not None:
                     average.swap()
                 learner.finish(phase, objective)
-            elif time.monotonic() - self._saved > self.recipe.checkpoint_minutes * 60:
+                self._save(learner, None, None, None)
+            elif self._interruption.asked or time.monotonic() - self._saved > self.recipe.checkpoint_minutes * 60:
                 self._save(learner, objective, optimizers, average)
+                self._check_stop()
+
+    def _check_stop(self) -> None:
+        """Leave where everything is saved."""
+        if self._interruption.asked:
+            self.line.say(f"stopped at step {self.global_step}; the same command goes on from there")
+        self._interruption.check()
 
     def _one_step(
         self,
@@ -139,37 +187,67 @@ class Trainer:
         generator = torch.Generator().manual_seed(_seed(self.recipe.seed, self.phase, step))
         torch.manual_seed(_seed(self.recipe.seed, self.phase, step))
         totals: dict[str, float] = {}
+        labels: list[WindowLabel] = []
         for micro in range(phase.accumulate):
             batch = self._batch(phase, step * phase.accumulate + micro, generator)
+            labels += batch.labels
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
                 losses = objective.losses(batch)
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + float(value.detach()) / phase.accumulate
             if not math.isfinite(float(losses["loss"].detach())):
-                self._stop_on_non_finite(batch, totals)
+                self._stop_on_non_finite("loss", batch.labels, totals)
             (losses["loss"] / phase.accumulate).backward()
-        norm = optimizers.step(step)
+        norm = optimizers.clip()
         if not math.isfinite(norm):
-            raise TrainingError(
-                f"{self.recipe.out}: the gradient at step {self.global_step + 1} is not finite; lower the phase's "
-                "rates or raise warmup_steps, and start again from the last checkpoint."
-            )
-        return {**{k: round(v, 5) for k, v in totals.items()}, "norm": round(norm, 4), "rate": optimizers.rate(step)}
+            self._stop_on_non_finite("gradient", labels, totals)
+        optimizers.step(step)
+        numbers = {k: round(v, 5) for k, v in totals.items()} | {"norm": round(norm, 4), "rate": optimizers.rate(step)}
+        if phase.objective in ("tied", "ctc") or phase.ctc_weight:
+            lost = sum(self._is_too_long(label.text) for label in labels)
+            numbers |= {"too_long": lost} if lost else {}
+        return numbers
 
     def _variant(self, epoch: int) -> CachedWindows:
         """The packing that an epoch goes through, encoded when it is first reached."""
         variant = epoch % self.recipe.data.variants
         if variant not in self._variants:
             what = f"training windows, packing {variant + 1} of {self.recipe.data.variants}"
-            self._variants[variant] = cache_training_windows(self.recipe, variant, self._encoding(what))
+            windows = cache_training_windows(self.recipe, variant, self._encoding(what), self.device)
+            self._say_what_is_lost(what, windows)
+            self._variants[variant] = windows
         return self._variants[variant]
+
+    def _is_too_long(self, text: str) -> bool:
+        """Whether a window's text needs more steps than the CTC head has: it then teaches nothing."""
+        model = self.recipe.model
+        assert model.ctc is not None
+        return ctc_steps_needed(text) > model.hfq.final_tokens * model.ctc.steps_per_token
+
+    def _say_what_is_lost(self, what: str, windows: CachedWindows) -> None:
+        texts = [label.text for label in windows.labels]
+        if long := sum(self._is_too_long(text) for text in texts):
+            self.line.say(
+                f"{what}: {long} of {len(texts)} windows hold more text than CTC can write, and teach nothing"
+            )
+        if left_out := sorted(set("".join(map(unwritten, texts)))):
+            windows_of_it = sum(bool(unwritten(text)) for text in texts)
+            self.line.say(
+                f"{what}: {windows_of_it} of {len(texts)} windows hold letters or digits that are not taught, though "
+                f"they are said ({''.join(left_out[:20])}); spell them out"
+            )
 
     def _batch(self, phase: Phase, index: int, generator: torch.Generator) -> Batch:
         """The `index`-th micro-batch of the phase: each epoch is one packing in an order of its own."""
         size = phase.batch_windows
         epoch, place = 0, index
-        while place >= len(self._variant(epoch)) // size:
-            place -= len(self._variant(epoch)) // size
+        while place >= (batches := len(self._variant(epoch)) // size):
+            if not batches:
+                raise RecipeError(
+                    f"phase {phase.name}: batch_windows is {size}, but the training data make only "
+                    f"{len(self._variant(epoch))} windows; lower it, or give more data."
+                )
+            place -= batches
             epoch += 1
         windows = self._variant(epoch)
         order = np.random.default_rng([self.recipe.seed, self.phase, epoch, 7]).permutation(len(windows))
@@ -224,7 +302,10 @@ class Trainer:
         )
         draw_curves(self.log.rows(), self.recipe.out / "curves.png", self.recipe.name)
 
-    def _save(self, learner: Learner, objective: Objective, optimizers: Optimizers, average: Average | None) -> None:
+    def _save(
+        self, learner: Learner, objective: Objective | None, optimizers: Optimizers | None, average: Average | None
+    ) -> None:
+        """Without objective and optimizers, it is the end of the phase: the next one starts from the parts alone."""
         state = {
             "recipe": _digest(self.recipe, self.phase),
             "phase": self.phase,
@@ -232,7 +313,7 @@ class Trainer:
             "global_step": self.global_step,
             "seconds": self.seconds,
             "learner": learner.state_dict(objective),
-            "optimizers": optimizers.state_dict(),
+            "optimizers": optimizers.state_dict() if optimizers is not None else [],
             "average": average.state_dict() if average is not None else None,
         }
         save_checkpoint(self.recipe.out / "checkpoints", f"step-{self.global_step:07}", state)
@@ -247,14 +328,21 @@ class Trainer:
             )
         return state
 
-    def _stop_on_non_finite(self, batch: Batch, totals: dict[str, float]) -> None:
-        ids = [clip for label in batch.labels for clip in label.clips]
-        report = {"global_step": self.global_step + 1, "losses": {k: str(v) for k, v in totals.items()}, "clips": ids}
+    def _stop_on_non_finite(self, what: str, labels: Sequence[WindowLabel], totals: dict[str, float]) -> None:
+        ids = [clip for label in labels for clip in label.clips]
+        report: dict[str, Any] = {
+            "what": what,
+            "global_step": self.global_step + 1,
+            "losses": {k: str(v) for k, v in totals.items()},
+            "clips": ids,
+        }
         target = self.recipe.out / "non-finite.json"
-        target.write_text(json.dumps(report, indent=1))
+        with writing(target, "the report"):
+            target.write_text(json.dumps(report, indent=1))
         raise TrainingError(
-            f"The loss at step {self.global_step + 1} is not finite; its clips are {', '.join(ids[:4])} … "
-            f"(all in {target}): look at them, or lower the phase's rates, and start again from the last checkpoint."
+            f"The {what} at step {self.global_step + 1} is not finite; its clips are {', '.join(ids[:4])} … "
+            f"(all in {target}): look at them, or lower the phase's rates or raise warmup_steps and train anew into "
+            "another folder (--set out=…)."
         )
 
     def _encoding(self, what: str) -> Callable[[int, int], None]:
@@ -262,8 +350,21 @@ class Trainer:
 
         def show(done: int, total: int) -> None:
             line.show(f"encoding {what}", done, total, (total - done) // ENCODE_BATCH, {})
+            self._interruption.check()
 
         return show
+
+
+def _device(name: str) -> torch.device:
+    """The device of a recipe; `auto` is CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise RecipeError(f"device is {name!r}, which this machine does not have; set auto, cpu or cuda.") from None
+    return device
 
 
 def _seed(seed: int, phase: int, step: int) -> int:
