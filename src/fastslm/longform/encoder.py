@@ -16,7 +16,7 @@ from fastslm.longform.results import Progress
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 
 # Windows that pass the model together. Fixed, so that memory and results do not depend on the recording.
-GROUP_WINDOWS = 8
+GROUP_WINDOWS = 4
 # A window is silent where no half second of it is louder than this, relative to full scale.
 SILENCE_DBFS = -60.0
 STRETCH_SAMPLES = SAMPLE_RATE // 2

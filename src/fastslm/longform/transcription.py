@@ -23,7 +23,7 @@ from fastslm.prompts import LANGUAGES, language_name
 Reader = Literal["auto", "ctc", "llm"]
 READERS = get_args(Reader)
 # Windows that are read together. All prompts of a group are equally long, so nothing is padded.
-READ_TOGETHER = 16
+READ_TOGETHER = 8
 
 
 @dataclass(frozen=True)
