@@ -187,7 +187,7 @@ class Learner:
             for parameter in lora_parameters(model):
                 parameter.data = parameter.data.float()
             # transformers' mixins hide `to` from type checkers.
-            module: nn.Module = model
+            module: Any = model
             module.to(self.device)
             self.model, self.processor = model, processor
         return self.model, self.processor
