@@ -191,6 +191,32 @@ def test_generation_with_a_cache_says_what_generation_without_says(kind, make_mo
     assert torch.equal(cached, fresh)
 
 
+@pytest.mark.parametrize("options", [{"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 3}])
+def test_other_ways_of_greedy_decoding_say_the_same(options, make_model, processor, texts, waves):
+    model = make_model()
+    inputs = processor(texts[0], waves[1])
+    expected = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=8, do_sample=False, **options), expected)
+
+
+def test_the_placeholder_is_never_written_unless_the_caller_allows_it(make_model, processor, texts, waves):
+    model = make_model()
+    placeholder = processor.audio_token_id
+    inputs = processor(texts[0], waves[0])
+    length = inputs["input_ids"].shape[1]
+
+    def wish(_ids, scores):  # what a confused model would do: nothing but placeholders
+        scores[:, placeholder] = scores.max() + 1 if scores[:, placeholder].isfinite().all() else scores[:, placeholder]
+        return scores
+
+    options = {"max_new_tokens": 4, "do_sample": False, "logits_processor": [wish]}
+    allowed = model.generate(**inputs, suppress_tokens=None, **options)[0, length:]
+    assert allowed.tolist() == [placeholder] * 4
+    plain = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert model.generation_config.suppress_tokens == [placeholder]
+    assert placeholder not in plain[0, length:].tolist()
+
+
 def test_beams_and_returned_sequences_of_a_batch_are_those_of_each_clip_alone(make_model, processor, texts, waves):
     model = make_model()
     options = {"max_new_tokens": 8, "do_sample": False, "num_beams": 3, "num_return_sequences": 2}

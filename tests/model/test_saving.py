@@ -196,8 +196,8 @@ def changed_weights(folder: Path, change) -> None:
 QUERY = "hfq_former.compressor1.query"
 LORA = "language_model.model.layers.1.mlp.up_proj.lora_B.default.weight"
 SPOILT = {
-    "lacks .* compressor1.query": lambda state: state.pop(QUERY),
-    "lacks .* lora_B": lambda state: state.pop(LORA),
+    "lacks .*compressor1.query": lambda state: state.pop(QUERY),
+    "lacks .*lora_B": lambda state: state.pop(LORA),
     "also holds": lambda state: state.update({"hfq_former.more": torch.zeros(1)}),
     "shape|sizes": lambda state: state.update({QUERY: torch.zeros(1, 9, 64)}),
 }

@@ -26,6 +26,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils.generic import can_return_tuple
 
+import fastslm.model.processing  # noqa: F401  AutoProcessor is to know ours where the Auto models do
 from fastslm.model.configuration import FastSLMConfig
 from fastslm.model.hfq_former import HFQFormer
 from fastslm.model.lora import add_lora, is_lora_key, lora_layers, lora_switched, merge_lora
@@ -94,6 +95,13 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
         self._language_model_arguments = frozenset(signature(self.language_model.forward).parameters)
         self.post_init()
         self.freeze_base()
+        self.write_no_placeholders()
+
+    def write_no_placeholders(self) -> None:
+        """Let `generate` never write the audio placeholder, which means nothing outside a prompt."""
+        if self.config.audio_token_id is not None:
+            suppressed = {*(self.generation_config.suppress_tokens or ()), self.config.audio_token_id}
+            self.generation_config.suppress_tokens = sorted(suppressed)
 
     def trained_parts(self) -> list[nn.Module]:
         """The modules of our own, all of which is trained: HFQ-Former, projection and, where there is one, CTC head."""
@@ -184,7 +192,11 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
         if input_ids is not None:
             if speech is not None and adapter is None:
                 self._refuse_mixed_rows(input_ids)
-            inputs_embeds = self.place_speech(input_ids, speech)
+            if speech is None and input_ids.shape[1] == 1 and past_key_values is not None:
+                # One step of writing: a placeholder, if the caller allows it to be written, is a token like any other.
+                inputs_embeds = self.get_input_embeddings()(input_ids)
+            else:
+                inputs_embeds = self.place_speech(input_ids, speech)
         elif speech is not None:
             raise ValueError("Speech needs input_ids to know its places: pass them instead of inputs_embeds.")
         assert inputs_embeds is not None

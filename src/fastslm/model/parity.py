@@ -213,6 +213,7 @@ class ParityCase:
             max_new_tokens=tokens,
             do_sample=False,
             eos_token_id=None,
+            suppress_tokens=None,
             pad_token_id=self.pad_token_id,
             return_dict_in_generate=True,
             output_logits=True,

@@ -147,7 +147,7 @@ class FastSLMPreTrainedModel(PreTrainedModel):
         grow_embeddings(text_model, config.added_embeddings)
         config.text_config = text_model.config
         with torch.device("meta") if on_meta else nullcontext():
-            model = cls(config, encoder=encoder, language_model=text_model)  # type: ignore[call-arg]
+            model: Any = cls(config, encoder=encoder, language_model=text_model)  # type: ignore[call-arg]
         model.generation_config = deepcopy(text_model.generation_config)
         model.write_no_placeholders()
         return model
