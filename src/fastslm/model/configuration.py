@@ -191,6 +191,14 @@ class FastSLMConfig(PreTrainedConfig):
                 "the two must be equal."
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, without the folders of this machine that the base configurations came from."""
+        content = super().to_dict()
+        for part in ("audio_config", "hfq_config", "text_config"):
+            if isinstance(content.get(part), dict):
+                content[part].pop("_name_or_path", None)
+        return content
+
     @property
     def tokens_per_window(self) -> int:
         """Speech tokens of one 30 s window."""
