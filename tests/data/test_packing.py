@@ -157,8 +157,15 @@ def test_a_recording_that_outlasts_its_duration_is_refused_before_it_covers_the_
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"gap": (-0.5, 0.2)}, {"gap": (0.6, 0.2)}, {"noise_db": (30.0, 8.0)}, {"speeds": ()}, {"speeds": (0.0,)}]
-    + [{"silent_ends": 1.5}, {"noise": -0.1}],
+    [
+        {"gap": (-0.5, 0.2)},
+        {"gap": (0.6, 0.2)},
+        {"noise_db": (30.0, 8.0)},
+        {"speeds": ()},
+        {"speeds": (0.0,)},
+        {"silent_ends": 1.5},
+        {"noise": -0.1},
+    ],
 )
 def test_ranges_and_shares_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(pydantic.ValidationError):

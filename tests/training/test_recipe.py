@@ -1,0 +1,142 @@
+"""Recipes: every fault is said at once, in words that name the remedy."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fastslm.errors import RecipeError
+from fastslm.training import recipe as recipes
+from fastslm.training.recipe import Recipe, check_recipe, load_recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+def set_in(content: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    content = copy.deepcopy(content)
+    node: Any = content
+    *parents, last = path.split(".")
+    for part in parents:
+        node = node[int(part)] if isinstance(node, list) else node[part]
+    node[last] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("sede", r"unknown key sede \(did you mean seed\?\)"),
+        ("model.hfq.final_token", r"model\.hfq\.final_token \(did you mean final_tokens\?\)"),
+        ("model.ctc.layer", r"model\.ctc\.layer \(did you mean layers\?\)"),
+        ("data.train.0.shares", r"data\.train\.0\.shares \(did you mean share\?\)"),
+        ("phases.1.rates.hfq_matrix", r"phases\.1\.rates\.hfq_matrix \(did you mean hfq_matrices\?\)"),
+        ("data.zzz", r"data\.zzz \(known there: train, sounds"),
+    ],
+)
+def test_an_unknown_key_is_named_beside_the_nearest_known_one(
+    recipe_content: dict[str, Any], path: str, said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        check_recipe(set_in(recipe_content, path, 1), "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("phases.0.rates.hfq_other", -0.1, r"phases\.0\.rates\.hfq_other is -0\.1: input should be greater"),
+        ("phases.0.rates", {}, "every learning rate is 0"),
+        ("phases.0.rates", {"hfq_other": 0.1, "lora": 0.1}, "objective tied does not train lora"),
+        ("phases.0.ctc_weight", 0.2, "ctc_weight does nothing for objective tied"),
+        ("phases.0.objective", "rnnt", "phases.0.objective is 'rnnt'"),
+        ("phases", [], "phases is"),
+        ("seed", -1, "seed is -1"),
+        ("data.packing", {"gap": [-1.0, 0.5]}, r"data\.packing: .*gap is \[-1\.0, 0\.5\]"),
+        ("model.ctc", None, "model.ctc is null"),
+        ("model.hfq", {"stage_tokens": [80, 80]}, r"model\.hfq\.stage_tokens\.2 is missing"),
+    ],
+)
+def test_a_value_that_is_not_allowed_or_would_do_nothing_is_refused(
+    recipe_content: dict[str, Any], path: str, value: Any, said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        check_recipe(set_in(recipe_content, path, value), "r.yaml")
+
+
+def test_an_llm_phase_needs_a_ctc_weight_to_train_the_head(recipe_content: dict[str, Any]) -> None:
+    phase = {"name": "llm", "objective": "llm", "steps": 1, "rates": {"lora": 0.1, "head_other": 0.1}}
+    with pytest.raises(RecipeError, match="does not train head_other without a ctc_weight"):
+        check_recipe({**recipe_content, "phases": [phase]}, "r.yaml")
+    assert check_recipe({**recipe_content, "phases": [{**phase, "ctc_weight": 0.1}]}, "r.yaml")
+
+
+def test_several_faults_come_in_one_message(recipe_content: dict[str, Any]) -> None:
+    content = set_in(set_in(set_in(recipe_content, "sede", 1), "threads", 0), "model.encoder", 3)
+    with pytest.raises(RecipeError) as caught:
+        check_recipe(content, "r.yaml")
+    assert all(part in str(caught.value) for part in ("sede", "threads is 0", "model.encoder is 3"))
+    assert "\n" not in str(caught.value)
+
+
+def test_all_missing_manifests_are_named_at_once(recipe_content: dict[str, Any]) -> None:
+    content = set_in(set_in(recipe_content, "data.validation", "no-v.jsonl"), "data.sounds", "no-s.jsonl")
+    with pytest.raises(RecipeError, match=r"missing manifests: no-v\.jsonl, no-s\.jsonl"):
+        check_recipe(content, "r.yaml")
+
+
+def test_overrides_reach_into_sections_and_lists(recipe_content: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(recipe_content))
+    recipe = load_recipe(
+        path, ["seed=9", "phases.1.steps=77", "data.packing.speeds=[0.9, 1.1]", "phases.0.rates.head_other=0"]
+    )
+    assert (recipe.seed, recipe.phases[1].steps, recipe.data.packing.speeds) == (9, 77, (0.9, 1.1))
+    assert recipe.phases[0].rates.head_other == 0
+    assert load_recipe(path).seed == recipe_content["seed"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("seed", "write key.subkey=value"),
+        ("=3", "write key.subkey=value"),
+        ("phases.9.steps=3", "the recipe has no '9' there"),
+        ("phases.first.steps=3", "the recipe has no 'first' there"),
+        ("phases.9=3", "cannot be set there"),
+        ("name.first=3", "cannot be set there"),
+        ("name.first.second=3", "has no 'first' there"),
+        ("seed=[1", "cannot be set there"),
+        ("seed=two", "seed is 'two'"),
+        ("model.hfq.detail_block=1", "did you mean detail_blocks"),
+    ],
+)
+def test_a_bad_override_is_one_sentence(
+    recipe_content: dict[str, Any], tmp_path: Path, override: str, said: str
+) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(recipe_content))
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(path, [override])
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"- 1\n- 2\n", b"", b"\xff\xfe\x00bad"])
+def test_a_file_that_is_no_recipe_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=r"r\.yaml"):
+        load_recipe(path)
+
+
+def test_every_training_recipe_that_is_shipped_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = 0
+    for path in sorted((ROOT / "recipes").rglob("*.yaml")):
+        content = yaml.safe_load(path.read_text())
+        if "phases" in content:
+            # The corpus and an earlier stage's model need not be on this machine.
+            monkeypatch.setattr(recipes.Path, "is_file", lambda _: True)
+            monkeypatch.setattr(recipes.Path, "is_dir", lambda _: True)
+            assert isinstance(check_recipe(content, str(path)), Recipe)
+            monkeypatch.undo()
+            checked += 1
+    assert checked
