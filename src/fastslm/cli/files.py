@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
@@ -14,13 +14,21 @@ if TYPE_CHECKING:
     from fastslm.longform.encoder import OnProgress
     from fastslm.speech import FastSLM
 
-Handle = Callable[["FastSLM", Path, "OnProgress"], None]
+Result = TypeVar("Result")
 
 
-def for_each_file(files: list[Path], model: str, device: str, dtype: str, handle: Handle) -> None:
-    """Call `handle` with the model and each file. A file at fault is said, and the others go on.
+def for_each_file(
+    files: list[Path],
+    model: str,
+    device: str,
+    dtype: str,
+    work: Callable[["FastSLM", Path, "OnProgress"], Result],
+    hand_over: Callable[["FastSLM", Path, Result], None],
+) -> None:
+    """`work` on each file, then `hand_over` what it gave. A file at fault is said, and the others go on.
 
-    Files are looked at first, so that what cannot be read costs no loading of the model.
+    Files are looked at first, so that what cannot be read costs no loading of the model. Results are handed over as
+    they come, each after its progress was cleared from the terminal.
 
     Raises:
         typer.Exit: with status 2, at the end, if a file was at fault.
@@ -30,8 +38,13 @@ def for_each_file(files: list[Path], model: str, device: str, dtype: str, handle
     if readable:
         loaded = load_quietly(model, device, dtype)
         for file in readable:
-            with _progress(file) as on_progress:
-                done += _said(lambda file=file, show=on_progress: handle(loaded, file, show))
+
+            def both(file: Path = file) -> None:
+                with _progress(file) as on_progress:
+                    result = work(loaded, file, on_progress)
+                hand_over(loaded, file, result)
+
+            done += _said(both)
     if done < len(files):
         raise typer.Exit(2)
 

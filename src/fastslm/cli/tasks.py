@@ -13,7 +13,8 @@ from fastslm.errors import OptionError
 
 if TYPE_CHECKING:
     from fastslm.longform.encoder import OnProgress
-    from fastslm.longform.results import Answer
+    from fastslm.longform.memory import SpeechMemory
+    from fastslm.longform.results import Answer, Transcript
     from fastslm.speech import FastSLM
 
 DEFAULT_MODEL = "fastslm-tiny"
@@ -48,14 +49,16 @@ def transcribe(
         raise OptionError(f"Several {form.name} files cannot follow one another on standard output: give --output-dir.")
     targets = output_paths(files, output_dir, form.suffix) if output_dir else {}
 
-    def handle(loaded: "FastSLM", file: Path, on_progress: "OnProgress") -> None:
-        transcript = loaded.transcribe(
+    def work(loaded: "FastSLM", file: Path, on_progress: "OnProgress") -> "Transcript":
+        return loaded.transcribe(
             file,
             language=language,
             reader=reader,  # type: ignore[arg-type]
             max_new_tokens=max_new_tokens,
             on_progress=on_progress,
         )
+
+    def hand_over(loaded: "FastSLM", file: Path, transcript: "Transcript") -> None:
         warn(file, transcript.warnings)
         if file in targets:
             typer.echo(write_text(targets[file], form.write(transcript)))
@@ -64,7 +67,7 @@ def transcribe(
         else:
             _print_text(file, files, form.write(transcript))
 
-    for_each_file(files, model, device, dtype, handle)
+    for_each_file(files, model, device, dtype, work, hand_over)
 
 
 @app.command()
@@ -154,8 +157,10 @@ def encode(
 
     targets = output_paths(files, output_dir, SUFFIX)
 
-    def handle(loaded: "FastSLM", file: Path, on_progress: "OnProgress") -> None:
-        memory = loaded.encode(file, on_progress=on_progress)
+    def work(loaded: "FastSLM", file: Path, on_progress: "OnProgress") -> "SpeechMemory":
+        return loaded.encode(file, on_progress=on_progress)
+
+    def hand_over(loaded: "FastSLM", file: Path, memory: "SpeechMemory") -> None:
         warn(file, memory.facts.warnings)
         path = memory.save(targets[file])
         if as_json:
@@ -164,7 +169,7 @@ def encode(
         else:
             typer.echo(path)
 
-    for_each_file(files, model, device, dtype, handle)
+    for_each_file(files, model, device, dtype, work, hand_over)
 
 
 def _answers(
@@ -179,8 +184,7 @@ def _answers(
 
     targets = output_paths(files, output_dir, ".json" if as_json else ".txt") if output_dir else {}
 
-    def handle(loaded: "FastSLM", file: Path, on_progress: "OnProgress") -> None:
-        answer = task(loaded, file, on_progress)
+    def hand_over(loaded: "FastSLM", file: Path, answer: "Answer") -> None:
         warn(file, answer.warnings)
         if file in targets:
             text = json.dumps(answer.as_dict(), ensure_ascii=False) if as_json else answer.text
@@ -190,7 +194,7 @@ def _answers(
         else:
             _print_text(file, files, answer.text + "\n")
 
-    for_each_file(files, *which, handle)
+    for_each_file(files, *which, task, hand_over)
 
 
 def _print_json(file: Path, loaded: "FastSLM", result: dict[str, object]) -> None:

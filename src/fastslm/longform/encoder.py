@@ -91,7 +91,10 @@ class WindowEncoder:
         for name, source in sources:
             recording = _Recording(name)
             waiting.append(recording)
-            total = probe_duration(source, sampling_rate) if on_progress else None
+            total = None
+            if on_progress:
+                total = probe_duration(source, sampling_rate)
+                on_progress(Progress(0.0, total))
             for features in self._features(recording, source, sampling_rate):
                 group.append((recording, features))
                 if len(group) == self.group_windows:
