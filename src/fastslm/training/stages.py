@@ -61,6 +61,8 @@ def model_config(recipe: Recipe) -> FastSLMConfig:
 
 
 def _model_config(model: ModelRecipe) -> FastSLMConfig:
+    if model.hfq.detail_start == "positional" and not model.hfq.detail_blocks:
+        raise ValueError("hfq.detail_start positional needs at least one of detail_blocks.")
     audio = WhisperConfig.from_pretrained(weights.resolve(model.encoder))
     text = AutoConfig.from_pretrained(weights.resolve(model.text_model))
     hfq = HFQFormerConfig(hidden_size=audio.d_model, window_frames=audio.max_source_positions, **model.hfq.model_dump())
