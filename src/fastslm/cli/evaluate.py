@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fastslm.cli.files import load_quietly
+from fastslm.cli.files import load_quietly, progress_bar
 from fastslm.cli.options import Device, DType, Model, Reader
 from fastslm.errors import OptionError
 
@@ -48,5 +48,9 @@ def asr(
         from fastslm.evaluation.suites.asr import FastSLMSystem
 
         heard = FastSLMSystem(load_quietly(model, device, dtype), reader)
-    report = evaluate_asr(heard, clips, manifest, predictions)
+    with progress_bar(manifest.name) as show:
+        count = len(clips)
+        report = evaluate_asr(
+            heard, clips, manifest, predictions, lambda done: show(done, count, f"{done} of {count} clips")
+        )
     typer.echo(json.dumps(report, ensure_ascii=False) if as_json else summary(report))

@@ -33,6 +33,8 @@ def for_each_file(
     Raises:
         typer.Exit: with status 2, at the end, if a file was at fault.
     """
+    from fastslm.longform.results import clock
+
     readable = [file for file in files if _said(lambda file=file: _look_at(file))]
     done = 0
     if readable:
@@ -40,8 +42,8 @@ def for_each_file(
         for file in readable:
 
             def both(file: Path = file) -> None:
-                with _progress(file) as on_progress:
-                    result = work(loaded, file, on_progress)
+                with progress_bar(file.name) as show:
+                    result = work(loaded, file, lambda p: show(p.seconds, p.total_seconds, f"{clock(p.seconds)} heard"))
                 hand_over(loaded, file, result)
 
             done += _said(both)
@@ -112,10 +114,10 @@ def _said(work: Callable[[], None]) -> bool:
 
 
 @contextmanager
-def _progress(file: Path) -> Iterator["OnProgress"]:
-    """A bar with the time left, on a terminal only."""
+def progress_bar(name: str) -> Iterator[Callable[[float, float | None, str], None]]:
+    """A bar with the time left, told what is done, of how much, and a note; on a terminal only."""
     if not sys.stderr.isatty():
-        yield lambda progress: None
+        yield lambda done, total, note: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -124,19 +126,9 @@ def _progress(file: Path) -> Iterator["OnProgress"]:
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[heard]}"),
+        TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(file.name, total=None, heard="")
-
-        def show(progress: "object") -> None:
-            from fastslm.longform.results import Progress as Encoded
-            from fastslm.longform.results import clock
-
-            assert isinstance(progress, Encoded)
-            bar.update(
-                task, completed=progress.seconds, total=progress.total_seconds, heard=f"{clock(progress.seconds)} heard"
-            )
-
-        yield show
+        task = bar.add_task(name, total=None, note="")
+        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)

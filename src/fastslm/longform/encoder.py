@@ -1,7 +1,6 @@
 """Recordings → speech memories: windows stream from the file to the model in groups, and only tokens are kept."""
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -147,9 +146,7 @@ class WindowEncoder:
             audio_sha256=recording.digest.hexdigest(),
             warnings=tuple(recording.warnings),
         )
-        with torch.inference_mode(False):
-            tokens = torch.stack(recording.tokens).clone()
-        return SpeechMemory(tokens, times, torch.tensor(recording.silent), facts)
+        return SpeechMemory(torch.stack(recording.tokens), times, torch.tensor(recording.silent), facts)
 
 
 def name_of(source: AudioSource) -> str:
@@ -178,8 +175,3 @@ def _note(recording: _Recording, samples: np.ndarray) -> None:
 def window_seconds(times: torch.Tensor) -> list[float]:
     """Seconds of each window, (windows, 2) → windows numbers."""
     return [end - start for start, end in times.tolist()]
-
-
-def windows_of(seconds: float) -> int:
-    """How many windows a recording of `seconds` fills."""
-    return max(1, math.ceil(seconds * SAMPLE_RATE / WINDOW_SAMPLES))

@@ -5,7 +5,7 @@ fastslm evaluate asr --manifest FILE.jsonl --json
 
 import json
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,8 +17,9 @@ import torch
 import transformers
 
 from fastslm import __version__
+from fastslm.audio import SAMPLE_RATE
 from fastslm.data.manifest import Clip, manifest_digest, read_manifest
-from fastslm.errors import ManifestError, OptionError
+from fastslm.errors import AudioError, ManifestError, OptionError
 from fastslm.evaluation.metrics import NORMALIZER, SCORER, ErrorRates, error_rates
 from fastslm.longform.output import write_text
 from fastslm.longform.transcription import Reader, TranscriptionOptions
@@ -94,11 +95,18 @@ def read_clips(manifest: Path, limit: int | None = None) -> list[Clip]:
     return clips
 
 
-def evaluate_asr(system: System, clips: list[Clip], manifest: Path, predictions: Path | None = None) -> dict[str, Any]:
+def evaluate_asr(
+    system: System,
+    clips: list[Clip],
+    manifest: Path,
+    predictions: Path | None = None,
+    on_clip: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
     """Transcribe every clip and count the errors.
 
     Args:
         predictions: where every reference and hypothesis is written, as JSONL, whole or not at all.
+        on_clip: told how many clips are done, after each.
 
     Returns:
         wer, words and clips; cer, 95 % interval, kinds of errors; seconds and real-time factor (seconds of processing,
@@ -111,18 +119,23 @@ def evaluate_asr(system: System, clips: list[Clip], manifest: Path, predictions:
 
     def waveforms() -> Iterator[np.ndarray]:
         for clip in clips:
-            waveform = clip.read()
+            try:
+                waveform = clip.read()
+            except AudioError as error:
+                raise AudioError(f"{manifest}, clip {clip.id}: {error}") from error
             samples.append(len(waveform))
             yield waveform
 
     started = monotonic()
-    heard = list(system.hear(waveforms()))
+    heard: list[tuple[str, str]] = []
+    for result in system.hear(waveforms()):
+        heard.append(result)
+        if on_clip:
+            on_clip(len(heard))
     took = monotonic() - started
     rates = error_rates([clip.text or "" for clip in clips], [text for text, _ in heard])
     if predictions is not None:
         _write_predictions(predictions, clips, heard, rates)
-    from fastslm.audio import SAMPLE_RATE
-
     seconds = sum(samples) / SAMPLE_RATE
     low, high = rates.wer_interval
     return {
