@@ -118,6 +118,13 @@ def test_a_bad_file_does_not_cost_the_others(fastslm, talk: Path, tmp_path: Path
     assert second.startswith(f"fastslm: {broken} holds a sample at")
 
 
+def test_what_is_wrong_with_every_file_is_said_once(fastslm, talk: Path, tmp_path: Path, encode) -> None:
+    other = encode(tmp_path / "other.wav", noise(1))
+    status, out, err = fastslm("transcribe", talk, other, "--language", "klingon")
+    assert (status, out) == (2, "")
+    assert len(_said(err)) == 1
+
+
 def test_silence_is_no_error_and_gives_no_text(fastslm, tmp_path: Path, encode) -> None:
     silent = encode(tmp_path / "silent.wav", np.zeros(32_000, np.float32))
     status, out, err = fastslm("transcribe", silent)

@@ -35,7 +35,8 @@ def for_each_file(
     """
     from fastslm.longform.results import clock
 
-    readable = [file for file in files if _said(lambda file=file: _look_at(file))]
+    told: set[str] = set()
+    readable = [file for file in files if _went_well(lambda file=file: _look_at(file), told)]
     done = 0
     if readable:
         loaded = load_quietly(model, device, dtype)
@@ -46,7 +47,7 @@ def for_each_file(
                     result = work(loaded, file, lambda p: show(p.seconds, p.total_seconds, f"{clock(p.seconds)} heard"))
                 hand_over(loaded, file, result)
 
-            done += _said(both)
+            done += _went_well(both, told)
     if done < len(files):
         raise typer.Exit(2)
 
@@ -103,12 +104,15 @@ def _look_at(file: Path) -> None:
         probe_duration(file)
 
 
-def _said(work: Callable[[], None]) -> bool:
-    """Whether it was done; if not, by the user's fault, the sentence was printed."""
+def _went_well(work: Callable[[], None], told: set[str]) -> bool:
+    """Whether it was done; if not, by the user's fault, the sentence is printed, unless it was told before."""
     try:
         work()
     except FastSLMError as error:
-        typer.echo(f"fastslm: {' '.join(str(error).split())}", err=True)
+        sentence = " ".join(str(error).split())
+        if sentence not in told:
+            typer.echo(f"fastslm: {sentence}", err=True)
+        told.add(sentence)
         return False
     return True
 
