@@ -77,3 +77,14 @@ def test_a_bug_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="a bug"):
         save_checkpoint(tmp_path, "step-0000001", {"broken": Broken()})
     assert not list(tmp_path.iterdir())
+
+
+def test_torchs_own_words_of_a_full_disk_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As seen on a file system of 1 MB, where the system's own error does not come through.
+    def full(*_: Any) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError, match="the disk is full"):
+        save_checkpoint(tmp_path, "step-0000002", {"step": 2})
+    assert not list(tmp_path.iterdir())
