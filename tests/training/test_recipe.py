@@ -140,3 +140,9 @@ def test_every_training_recipe_that_is_shipped_is_valid(monkeypatch: pytest.Monk
             monkeypatch.undo()
             checked += 1
     assert checked
+
+
+def test_a_mel_mode_that_training_would_not_follow_is_refused(recipe_content: dict[str, Any]) -> None:
+    recipe_content["model"]["mel_mode"] = "authors"
+    with pytest.raises(RecipeError, match="mel_mode is authors"):
+        check_recipe(recipe_content, "recipe")

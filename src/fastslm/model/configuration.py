@@ -85,6 +85,8 @@ class HFQFormerConfig(PreTrainedConfig):
             raise ValueError(
                 "detail_start 'positional' needs detail_positions: there is no time to start from without."
             )
+        if self.detail_start == "positional" and not self.detail_blocks:
+            raise ValueError("detail_start 'positional' needs detail_blocks: without any there are no looks to place.")
         if self.attention_span is not None and self.attention_span < 0:
             raise ValueError(f"attention_span is {self.attention_span}; it must be null (all) or at least 0.")
 

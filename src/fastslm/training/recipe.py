@@ -161,6 +161,8 @@ class Recipe(Section):
     def _can_be_run(self) -> "Recipe":
         if self.model.ctc is None:
             raise ValueError("model.ctc is null, but validation reads the tokens with the CTC head; leave the key out")
+        if self.model.mel_mode != "window":
+            raise ValueError("model.mel_mode is authors, but packed windows have a log-mel of their own; set window")
         return self
 
 
