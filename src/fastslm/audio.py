@@ -3,25 +3,27 @@
 FFmpeg's libraries (PyAV) decode, soxr resamples; both run as streams, so that memory does not grow with the duration.
 """
 
-import io
 import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
-import av
 import numpy as np
 import soxr
 import torch
-from av.audio.frame import AudioFrame
-from av.audio.plane import AudioPlane
-from av.audio.stream import AudioStream
-from av.container import InputContainer
-from av.error import FFmpegError
 
+from fastslm.decoding import (
+    READ_SECONDS,
+    Chunk,
+    announced_seconds,
+    file_chunks,
+    is_seekable,
+    open_container,
+    opened,
+    sound_stream,
+    source_name,
+)
 from fastslm.errors import AudioError
 
 SAMPLE_RATE = 16_000
@@ -34,41 +36,14 @@ PAD_TO_SAMPLES = PAD_TO_SECONDS * SAMPLE_RATE
 
 AudioSource = str | os.PathLike | np.ndarray | torch.Tensor | BinaryIO | bytes
 
-READ_SECONDS = 1  # how much is decoded before it is mixed and resampled in one go: less costs calls, more costs memory
-SHORTFALL_SECONDS = 0.5  # encoders round a duration up to their frame or page; what lacks more than this was lost
 LOWEST_RATE = 1_000  # Hz; below it a rate was meant in kHz
 LOUDEST = 100.0  # float samples lie within about -1…1; 40 dB above that they are unscaled integers
-ESTIMATE_TOLERANCE = 0.02
-RIFF_SIZE_UNKNOWN = (2**31, 2**32)  # what recorders that cannot go back write, give or take a header
-RIFF_HEADER_SLACK = 2**16
 
 _FULL_SCALE = {"i1": 2**7, "i2": 2**15, "i4": 2**31, "i8": 2**63, "u1": 2**7}
-_FFMPEG_SAMPLES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
-# Containers that state how long their sound is. Of any other (mp3, aac) FFmpeg may have guessed it.
-_STATES_DURATION = {
-    "aiff",
-    "asf",
-    "avi",
-    "caf",
-    "flac",
-    "flv",
-    "matroska,webm",
-    "mov,mp4,m4a,3gp,3g2,mj2",
-    "ogg",
-    "w64",
-}
-_READABLE = "what FFmpeg reads, such as wav, mp3, m4a, flac, ogg, opus or mp4, is allowed"
 
 
 class AudioWarning(UserWarning):
     """A recording was read, but not all that it announces or holds could be decoded."""
-
-
-class _Chunk(NamedTuple):
-    """Consecutive samples as they were found."""
-
-    samples: np.ndarray  # (channels, samples), any of the types in _FULL_SCALE, or float
-    rate: float  # Hz
 
 
 def window_count(samples: int) -> int:
@@ -114,7 +89,7 @@ def stream_audio(
                 f"A sampling rate of {sampling_rate} Hz was given with an encoded file, which states its own: "
                 "leave sampling_rate out, it belongs to arrays."
             )
-        name, chunks = _name(source), _file_chunks(source, on_warning or _warn)
+        name, chunks = source_name(source), file_chunks(source, on_warning or _warn)
     yield from _blocks(_resampled(_mono(chunks, name)), block_samples, name)
 
 
@@ -137,14 +112,14 @@ def probe_duration(source: AudioSource, sampling_rate: float | None = None) -> f
         return max(_two_axes(source).shape) / _array_rate(sampling_rate)
     if sampling_rate is not None:
         raise AudioError("A sampling rate was given with an encoded file, which states its own: leave it out.")
-    with _opened(source) as file:
-        if not _is_seekable(file):
+    with opened(source) as file:
+        if not is_seekable(file):
             return None
         start = file.tell()
         try:
-            with _container(file, _name(source)) as container:
-                stream = _sound_stream(container, _name(source))
-                return _announced_seconds(container, stream)
+            with open_container(file, source_name(source)) as container:
+                stream = sound_stream(container, source_name(source))
+                return announced_seconds(container, stream)
         finally:
             file.seek(start)
 
@@ -152,7 +127,7 @@ def probe_duration(source: AudioSource, sampling_rate: float | None = None) -> f
 # From chunks as they were found to blocks at 16 kHz
 
 
-def _mono(chunks: Iterable[_Chunk], name: str) -> Iterator[tuple[np.ndarray, float]]:
+def _mono(chunks: Iterable[Chunk], name: str) -> Iterator[tuple[np.ndarray, float]]:
     """Float32 (samples,) with its rate: integers scaled by their full range, channels averaged; refuses non-numbers."""
     seconds = 0.0
     for samples, rate in chunks:
@@ -270,219 +245,12 @@ def _wrong_type(dtype: str) -> AudioError:
     )
 
 
-def _array_chunks(array: np.ndarray | torch.Tensor, rate: float) -> Iterator[_Chunk]:
+def _array_chunks(array: np.ndarray | torch.Tensor, rate: float) -> Iterator[Chunk]:
     samples = _two_axes(array)
     step = max(1, round(rate * READ_SECONDS))
     for start in range(0, samples.shape[1], step):
-        yield _Chunk(samples[:, start : start + step], rate)
-
-
-# Encoded files
-
-
-def _name(source: object) -> str:
-    if isinstance(source, str | os.PathLike):
-        return os.fspath(source)
-    name = getattr(source, "name", None)
-    return name if isinstance(name, str) else "The recording"
+        yield Chunk(samples[:, start : start + step], rate)
 
 
 def _warn(sentence: str) -> None:
     warnings.warn(sentence, AudioWarning, stacklevel=3)
-
-
-def _is_seekable(file: BinaryIO) -> bool:
-    return hasattr(file, "seek") and hasattr(file, "tell") and (not hasattr(file, "seekable") or file.seekable())
-
-
-@contextmanager
-def _opened(source: object) -> Iterator[BinaryIO]:
-    """A binary file object; what was opened here is closed again, the caller's own file is not."""
-    if isinstance(source, bytes | bytearray | memoryview):
-        yield io.BytesIO(source)
-    elif isinstance(source, str | os.PathLike):
-        name = os.fspath(source)
-        if os.path.isdir(name):
-            raise AudioError(f"{name} is a folder, a sound or video file is allowed: name a file inside it.")
-        try:
-            file = open(name, "rb")  # noqa: SIM115
-        except FileNotFoundError:
-            remedy = "download it and give the file" if "://" in name else "check the path"
-            raise AudioError(f"{name} does not exist as a file: {remedy}.") from None
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise AudioError(f"{name} cannot be opened ({reason}): check the path and its permissions.") from None
-        with file:
-            yield file
-    elif isinstance(source, io.TextIOBase):
-        raise AudioError(f"{_name(source)} was opened as text, a recording is binary: open it with mode 'rb'.")
-    elif hasattr(source, "read"):
-        yield source  # pyright: ignore[reportReturnType]
-    else:
-        raise AudioError(
-            f"A recording was given as {type(source).__name__}, but a path, bytes, a binary file object, a NumPy array "
-            "or a tensor is allowed: convert it."
-        )
-
-
-@contextmanager
-def _container(file: BinaryIO, name: str) -> Iterator[InputContainer]:
-    if _is_seekable(file):
-        start = file.tell()
-        if file.seek(0, io.SEEK_END) == start:
-            raise AudioError(f"{name} is empty (0 bytes to read), a sound or video file is needed: give another.")
-        file.seek(start)
-    try:
-        # A playlist may name other files and addresses: no protocol may be used but the bytes at hand. Tags are not
-        # ours to judge, and many are in no encoding that is known.
-        container = av.open(file, "r", options={"protocol_whitelist": "none"}, metadata_errors="ignore")
-    except (FFmpegError, OSError) as error:
-        raise _not_readable(name, error) from None
-    with container:
-        if container.format.name == "tty":  # FFmpeg draws text files as video
-            raise _not_readable(name, "it is text")
-        yield container
-
-
-def _not_readable(name: str, reason: object) -> AudioError:
-    reason = getattr(reason, "strerror", None) or reason
-    return AudioError(
-        f"{name} is no sound or video file, or it is cut short or damaged ({reason}); {_READABLE}: check or convert it."
-    )
-
-
-def _sound_stream(container: InputContainer, name: str) -> AudioStream:
-    if not container.streams.audio:
-        kinds = ", ".join(sorted({stream.type or "unknown" for stream in container.streams})) or "none"
-        raise AudioError(f"{name} has no sound (its streams: {kinds}): give a recording that has some.")
-    stream = container.streams.best("audio")
-    if not isinstance(stream, AudioStream) or stream.codec_context is None:
-        raise _not_readable(name, "no sound in it can be decoded")
-    return stream
-
-
-def _file_chunks(source: object, on_warning: Callable[[str], None]) -> Iterator[_Chunk]:
-    """Decodes about a second at a time; tells `on_warning` what is damaged or missing once the end is reached."""
-    name = _name(source)
-    with _opened(source) as file, _container(file, name) as container:
-        stream = _sound_stream(container, name)
-        announced = _announced_seconds(container, stream)
-        estimated = announced is not None and _is_estimate(announced, container, stream)
-        missing = _missing_seconds(file, container, stream)
-        seconds = 0.0
-        tally = _Tally()
-        for chunk in _gathered(_frames(container, stream, tally)):
-            seconds += chunk.samples.shape[1] / chunk.rate
-            yield chunk
-        if not seconds:
-            raise _not_readable(name, tally.reason or "no sound in it can be decoded")
-        if tally.failed > tally.decoded:  # noise has a few bytes that pass for sound
-            raise _not_readable(name, f"of {tally.failed + tally.decoded} packets {tally.failed} cannot be decoded")
-        if tally.failed:
-            on_warning(
-                f"{name} is damaged: what could not be decoded was left out (packets: {tally.failed}, the first after "
-                f"{tally.intact_seconds:.1f} s of sound; {tally.reason})."
-            )
-        if missing:
-            announced, estimated = seconds + missing, False
-        if announced is not None and not estimated and announced - seconds > SHORTFALL_SECONDS:
-            on_warning(
-                f"{name} is cut short or damaged: {seconds:.1f} s were decoded of the {announced:.1f} s that the "
-                "file announces."
-            )
-
-
-@dataclass
-class _Tally:
-    """How decoding went, in packets."""
-
-    decoded: int = 0
-    failed: int = 0
-    intact_seconds: float = 0.0  # before the first that failed
-    reason: str = ""  # FFmpeg's, for the first that failed
-
-    def fail(self, seconds: float, error: FFmpegError) -> None:
-        if not self.failed:
-            self.intact_seconds, self.reason = seconds, str(error.strerror)
-        self.failed += 1
-
-
-def _frames(container: InputContainer, stream: AudioStream, tally: _Tally) -> Iterator[_Chunk]:
-    """What FFmpeg decodes, frame by frame; what it cannot is left out and counted in `tally`."""
-    seconds = 0.0
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except FFmpegError as error:
-            tally.fail(seconds, error)
-            return
-        if packet is None:
-            return
-        try:
-            frames = packet.decode()
-        except FFmpegError as error:
-            tally.fail(seconds, error)
-            continue
-        tally.decoded += 1
-        for frame in frames:
-            seconds += frame.samples / frame.sample_rate
-            yield _Chunk(_channels(frame), frame.sample_rate)
-
-
-def _channels(frame: AudioFrame) -> np.ndarray:
-    """A frame's samples as they are, (channels, samples); FFmpeg's own mixing would weigh the channels."""
-    channels, planar = frame.layout.nb_channels, frame.format.is_planar
-    dtype, count = _FFMPEG_SAMPLES[frame.format.name.removesuffix("p")], frame.samples * (1 if planar else channels)
-    # Not `frame.planes`: of eight planes PyAV 18 finds a ninth behind the end of the list.
-    planes = [AudioPlane(frame, index) for index in range(channels if planar else 1)]
-    samples = [np.frombuffer(memoryview(plane), dtype, count) for plane in planes]
-    return np.stack(samples) if planar else samples[0].reshape(-1, channels).T
-
-
-def _gathered(frames: Iterable[_Chunk]) -> Iterator[_Chunk]:
-    """Joins frames of one format to chunks of about READ_SECONDS: FFmpeg's own are as short as 20 ms."""
-    pending: list[np.ndarray] = []
-    held, rate = 0, 0.0
-    for samples, frame_rate in frames:
-        alike = not pending or (
-            frame_rate == rate and pending[0].dtype == samples.dtype and len(pending[0]) == len(samples)
-        )
-        if pending and (not alike or held >= rate * READ_SECONDS):
-            yield _Chunk(np.concatenate(pending, axis=1), rate)
-            pending, held = [], 0
-        pending.append(samples)
-        held, rate = held + samples.shape[1], frame_rate
-    if pending:
-        yield _Chunk(np.concatenate(pending, axis=1), rate)
-
-
-def _announced_seconds(container: InputContainer, stream: AudioStream) -> float | None:
-    """The sound stream's own duration; the container's only where nothing but this stream can have set it."""
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    if container.duration is not None and len(container.streams) == 1:
-        return container.duration / av.time_base
-    return None
-
-
-def _is_estimate(seconds: float, container: InputContainer, stream: AudioStream) -> bool:
-    """Whether the duration follows from the file's size and bit rate: FFmpeg's guess where a file states none."""
-    if container.format.name in _STATES_DURATION:
-        return False
-    expected = seconds * (stream.bit_rate or 0) / 8
-    return abs(expected - container.size) <= ESTIMATE_TOLERANCE * container.size
-
-
-def _missing_seconds(file: BinaryIO, container: InputContainer, stream: AudioStream) -> float:
-    """Seconds that a wav file's header promises beyond its end; FFmpeg announces only what is there."""
-    if container.format.name != "wav" or not stream.bit_rate or not _is_seekable(file):
-        return 0.0
-    position = file.tell()
-    file.seek(0)
-    head = file.read(8)
-    file.seek(position)
-    promised = int.from_bytes(head[4:8], "little") + 8
-    if head[:4] != b"RIFF" or any(abs(promised - unknown) < RIFF_HEADER_SLACK for unknown in RIFF_SIZE_UNKNOWN):
-        return 0.0
-    return max(0, promised - container.size) * 8 / stream.bit_rate
