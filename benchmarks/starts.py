@@ -36,7 +36,7 @@ TIED = {
 RUNS = {
     "cold: CTC from the first step": [{**CTC, "steps": 210}],
     "alignment warm-up, then CTC": [{**ALIGNMENT, "steps": 60}, {**CTC, "steps": 140}],
-    "tied start, then CTC": [{**TIED, "steps": 160}, {**CTC, "steps": 100}],
+    "tied start, then CTC": [{**TIED, "steps": 420}, {**CTC, "steps": 40}],
 }
 
 

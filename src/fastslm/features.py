@@ -20,7 +20,6 @@ CONTEXT_FRAMES = -(-FFT_SAMPLES // (2 * HOP_SAMPLES))  # a frame sees half an FF
 CLAMP = 8 / 4  # log-mels reach 8 (decades) below their maximum, and Whisper then divides by 4
 ROUNDING = 1e-6  # between the log-mels of the same samples in pieces of different lengths
 WINDOW_FRAMES = WINDOW_SAMPLES // HOP_SAMPLES
-FRAMES = WINDOW_FRAMES
 
 MelMode = Literal["window", "authors"]
 

@@ -15,8 +15,8 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES as WHISPE
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from fastslm.errors import OptionError
-from fastslm.model.configuration import PROMPT_LAYOUTS
 
+PROMPT_LAYOUTS = ("audio_first", "task_first")
 AUDIO_TOKEN = "<|AUDIO|>"
 AUDIO_BEGIN = "<|audio_bos|>"
 AUDIO_END = "<|audio_eos|>"

@@ -61,7 +61,10 @@ def transcribe(
     def hand_over(loaded: "FastSLM", file: Path, transcript: "Transcript") -> None:
         warn(file, transcript.warnings)
         if file in targets:
-            typer.echo(write_text(targets[file], form.write(transcript)))
+            as_file = (
+                _json(file, loaded, transcript.as_dict()) + "\n" if form.name == "json" else form.write(transcript)
+            )
+            typer.echo(write_text(targets[file], as_file))
         elif form.name == "json":
             _print_json(file, loaded, transcript.as_dict())
         else:
@@ -187,7 +190,7 @@ def _answers(
     def hand_over(loaded: "FastSLM", file: Path, answer: "Answer") -> None:
         warn(file, answer.warnings)
         if file in targets:
-            text = json.dumps(answer.as_dict(), ensure_ascii=False) if as_json else answer.text
+            text = _json(file, loaded, answer.as_dict()) if as_json else answer.text
             typer.echo(write_text(targets[file], text + "\n"))
         elif as_json:
             _print_json(file, loaded, answer.as_dict())
@@ -197,8 +200,12 @@ def _answers(
     for_each_file(files, *which, task, hand_over)
 
 
+def _json(file: Path, loaded: "FastSLM", result: dict[str, object]) -> str:
+    return json.dumps({"file": str(file), "model": loaded.name, **result}, ensure_ascii=False)
+
+
 def _print_json(file: Path, loaded: "FastSLM", result: dict[str, object]) -> None:
-    typer.echo(json.dumps({"file": str(file), "model": loaded.name, **result}, ensure_ascii=False))
+    typer.echo(_json(file, loaded, result))
 
 
 def _print_text(file: Path, files: list[Path], text: str) -> None:

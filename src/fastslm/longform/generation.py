@@ -93,8 +93,23 @@ def prompt_ids(processor: FastSLMProcessor, prompt: str, windows: int) -> torch.
     return tokenizer(text, add_special_tokens=not begun, return_tensors="pt")["input_ids"]
 
 
+def fitting_budget(
+    model: FastSLMForConditionalGeneration, processor: FastSLMProcessor, prompt: str, windows: int, wanted: int
+) -> int:
+    """`wanted` tokens of answer, or as many as the context has room for, but not under `LEAST_TOKENS`."""
+    limit = context_length(model)
+    if limit is None:
+        return wanted
+    return min(wanted, max(LEAST_TOKENS, limit - prompt_ids(processor, prompt, windows).shape[1]))
+
+
+def context_length(model: FastSLMForConditionalGeneration) -> int | None:
+    """Positions that the language model has, `None` where its configuration does not say."""
+    return getattr(model.config.text_config.get_text_config(), "max_position_embeddings", None)
+
+
 def _check_context(model: FastSLMForConditionalGeneration, prompt: int, windows: int, budget: int) -> None:
-    limit = getattr(model.config.text_config.get_text_config(), "max_position_embeddings", None)
+    limit = context_length(model)
     if limit is None or prompt + budget <= limit:
         return
     speech = windows * model.config.tokens_per_window

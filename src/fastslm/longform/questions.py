@@ -3,7 +3,7 @@
 from time import monotonic
 from typing import Any
 
-from fastslm.longform.generation import DOES_NOT_READ, check_budget, generate, token_budget
+from fastslm.longform.generation import DOES_NOT_READ, check_budget, fitting_budget, generate, token_budget
 from fastslm.longform.memory import SpeechMemory
 from fastslm.longform.results import Answer, Span, Usage, clock
 from fastslm.longform.transcription import joined
@@ -30,7 +30,7 @@ def answer(
     Args:
         task: `translate`, `summarize` or `ask`.
         max_new_tokens: of the answer; by default what a translation needs grows with the recording, and the others
-            may take `ANSWER_TOKENS`.
+            may take `ANSWER_TOKENS`, as far as the context has room.
         prompt_options: `FastSLMProcessor.build_prompt`'s.
 
     Raises:
@@ -49,7 +49,8 @@ def answer(
     if len(quiet) == len(spans):
         text, tokens, reason = "", 0, "silence"
     else:
-        (written,) = generate(model, processor, prompt, memory.tokens[None], [max_new_tokens or default])
+        budget = max_new_tokens or fitting_budget(model, processor, prompt, len(memory.tokens), default)
+        (written,) = generate(model, processor, prompt, memory.tokens[None], [budget])
         text, tokens, reason = written.text, written.tokens, written.finish_reason
         if reason == "length":
             warnings.append(f"The text is cut at {tokens} tokens: give a larger max_new_tokens.")

@@ -31,7 +31,8 @@ class TranscriptionOptions:
     """How to transcribe.
 
     Attributes:
-        language: code or English name of what is spoken; `None` is the model's first language.
+        language: code or English name of what is spoken; `None` is the model's first language. It is checked against
+            what the model was trained on and reported; it does not steer the reader.
         reader: `ctc`, the CTC head reads the speech tokens; `llm`, the language model does, as the paper has it;
             `auto`, what the checkpoint's configuration names as the better of the two.
         max_new_tokens: of the language model, for one window; `None` grows with the window's seconds.

@@ -4,9 +4,10 @@ from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, WhisperConfig
 
+from fastslm.prompts import PROMPT_LAYOUTS
+
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MEL_MODES = ("window", "authors")
-PROMPT_LAYOUTS = ("audio_first", "task_first")
 TRANSCRIPT_READERS = ("ctc", "llm")
 # What the CTC head writes; index 0 is its blank.
 CTC_CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"
@@ -123,7 +124,7 @@ class FastSLMConfig(PreTrainedConfig):
     """
 
     model_type = "fastslm"
-    sub_configs: ClassVar = {"audio_config": WhisperConfig, "hfq_config": HFQFormerConfig, "text_config": AutoConfig}  # type: ignore  # noqa: RUF012
+    sub_configs: ClassVar = {"audio_config": WhisperConfig, "hfq_config": HFQFormerConfig, "text_config": AutoConfig}  # type: ignore
 
     def __init__(
         self,

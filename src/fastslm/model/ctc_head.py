@@ -90,7 +90,7 @@ class CTCHead(nn.Module):
         self.out = nn.Linear(width, len(CTC_CHARACTERS) + 1)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(windows, tokens, hidden) → (windows, tokens · 24, classes): log-probabilities in float32, class 0 is blank."""
+        """(windows, tokens, hidden) → (windows, tokens · 24, classes): float32 log-probabilities; class 0 is blank."""
         steps = tokens.flatten(1).unflatten(1, (tokens.shape[1] * self.looks, -1)).transpose(1, 2)
         steps = F.gelu(self.hear1(steps))
         steps = steps + F.gelu(self.hear2(steps))

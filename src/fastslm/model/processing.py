@@ -23,6 +23,8 @@ from fastslm.model.configuration import MEL_MODES, PROMPT_LAYOUTS, FastSLMConfig
 from fastslm.prompts import ADDED_TOKENS, AUDIO_END, AUDIO_SPAN, AUDIO_TOKEN, build_content
 from fastslm.weights import resolve
 
+# Of `FastSLMProcessor.__call__`, understood by `apply_chat_template` too.
+CALL_OPTIONS = ("padding", "padding_side", "pad_to_multiple_of", "add_special_tokens", "return_tensors")
 TOKENS_PER_WINDOW = HFQFormerConfig().final_tokens
 # For a text model without a template of its own: ChatML, which the authors' Qwen3 and SmolLM2 both use.
 DEFAULT_CHAT_TEMPLATE = (
@@ -252,6 +254,10 @@ class FastSLMProcessor(ProcessorMixin):
         single = not conversation or isinstance(conversation[0], dict)
         conversations: list[Any] = [conversation] if single else list(conversation)
         recordings: list[AudioSource] = []
+        options = dict(processor_kwargs or {})
+        options |= {key: template_kwargs.pop(key) for key in CALL_OPTIONS if key in template_kwargs}
+        if cut := sorted({"truncation", "max_length"} & template_kwargs.keys()):
+            raise OptionError(f"A prompt with speech is never cut, so {' and '.join(cut)} cannot be: leave it out.")
         template: Any = chat_template or self.chat_template
         prompts: list[Any] = [
             self.tokenizer.apply_chat_template(
@@ -265,7 +271,6 @@ class FastSLMProcessor(ProcessorMixin):
         ]
         if not tokenize:
             return prompts[0] if single else prompts
-        options = dict(processor_kwargs or {})
         batch = self(prompts, recordings or None, sampling_rate, **options)
         return batch if return_dict else batch["input_ids"]
 

@@ -60,6 +60,10 @@ class ModelRecipe(Section):
     lora: LoRARecipe = LoRARecipe()
     mel_mode: Literal["window", "authors"] = "window"
     prompt_layout: Literal["audio_first", "task_first"] = "audio_first"
+    # What the model says of itself: see FastSLMConfig.
+    languages: tuple[str, ...] = ("en",)
+    transcript_reader: Literal["ctc", "llm"] | None = None
+    llm_reads_speech: bool = False
 
 
 class ManifestShare(Section):
@@ -82,7 +86,11 @@ class DataRecipe(Section):
 
 
 class Rates(Section):
-    """Peak learning rates, each of a part; 0 keeps the part as it is. `matrices` are 2-D weights, given to Muon."""
+    """Peak learning rates of the parts: HFQ-Former, CTC head, projection, LoRA.
+
+    Where a part has a rate for `matrices`, Muon trains its 2-D weights and AdamW the rest; where that is 0, AdamW
+    trains all of it at the other rate. A part whose rates are all 0 stays as it is.
+    """
 
     hfq_matrices: float = pydantic.Field(default=0.0, ge=0)
     hfq_other: float = pydantic.Field(default=0.0, ge=0)
@@ -135,6 +143,11 @@ class Phase(Section):
             raise ValueError(f"objective {self.objective} does not train {', '.join(idle)}{why}; set 0 there")
         if self.ctc_weight and self.objective != "llm":
             raise ValueError(f"ctc_weight does nothing for objective {self.objective}; leave it out")
+        reads = self.objective != "llm" or self.ctc_weight
+        if "dropout" in self.model_fields_set and self.dropout and not reads:
+            raise ValueError("dropout is the CTC head's, which this phase does not train; leave it out")
+        if "mask_frames" in self.model_fields_set and not self.mask:
+            raise ValueError("mask_frames does nothing without mask; set mask, or leave it out")
         if self.mask and self.objective == "alignment":
             raise ValueError("objective alignment aligns the frames that it reads, so mask must stay 0")
         return self
@@ -144,7 +157,8 @@ class Recipe(Section):
     """A training run."""
 
     name: str
-    stage: Literal[1, 2, 3]
+    # Recognition; the paper's other two stages have no phases yet.
+    stage: Literal[1]
     seed: int = pydantic.Field(ge=0)
     model: ModelRecipe
     data: DataRecipe

@@ -44,6 +44,9 @@ def own_config(model: ModelRecipe) -> dict[str, Any]:
         "ctc_hidden_size": ctc.hidden_size,
         "ctc_layers": ctc.layers,
         "ctc_steps_per_token": ctc.steps_per_token,
+        "languages": list(model.languages),
+        "transcript_reader": model.transcript_reader,
+        "llm_reads_speech": model.llm_reads_speech,
     }
 
 
@@ -61,8 +64,6 @@ def model_config(recipe: Recipe) -> FastSLMConfig:
 
 
 def _model_config(model: ModelRecipe) -> FastSLMConfig:
-    if model.hfq.detail_start == "positional" and not model.hfq.detail_blocks:
-        raise ValueError("hfq.detail_start positional needs at least one of detail_blocks.")
     audio = WhisperConfig.from_pretrained(weights.resolve(model.encoder))
     text = AutoConfig.from_pretrained(weights.resolve(model.text_model))
     hfq = HFQFormerConfig(hidden_size=audio.d_model, window_frames=audio.max_source_positions, **model.hfq.model_dump())

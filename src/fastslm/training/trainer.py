@@ -338,7 +338,8 @@ class Trainer:
         }
         target = self.recipe.out / "non-finite.json"
         with writing(target, "the report"):
-            target.write_text(json.dumps(report, indent=1))
+            target.with_suffix(".partial").write_text(json.dumps(report, indent=1))
+            target.with_suffix(".partial").replace(target)
         raise TrainingError(
             f"The {what} at step {self.global_step + 1} is not finite; its clips are {', '.join(ids[:4])} … "
             f"(all in {target}): look at them, or lower the phase's rates or raise warmup_steps and train anew into "
