@@ -2,7 +2,7 @@
 
     python benchmarks/starts.py runs/starts [--set threads=1 …]
 
-The table of docs/training.md. Same data, model, seed and optimiser; only the phases differ. Each ends with its
+The table of docs/training.md. Same data, model and seed; only the phases differ. Each ends with its
 learning rate at nothing, after some minutes of one core; the seconds that it took are in the table. The alignment
 run needs the extra `align`; the time in which its words are aligned counts.
 """
