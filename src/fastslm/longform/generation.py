@@ -22,12 +22,33 @@ DOES_NOT_READ = (
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """How the next token is chosen: greedily, and what is held against saying the same again.
+
+    Attributes:
+        no_repeat_ngram_size: no sequence of so many tokens is written twice; 0 allows all.
+        repetition_penalty: what divides the score of a token that was written before; 1 leaves it.
+    """
+
+    no_repeat_ngram_size: int = 0
+    repetition_penalty: float = 1.0
+
+
+PLAIN = Decoding()
+
+
+@dataclass(frozen=True)
 class Generated:
-    """What the language model wrote for one prompt. tokens: how many, its end token not counted."""
+    """What the language model wrote for one prompt. ids: its tokens, the end token not among them."""
 
     text: str
-    tokens: int
+    ids: tuple[int, ...]
     finish_reason: FinishReason
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were written."""
+        return len(self.ids)
 
 
 def token_budget(seconds: float) -> int:
@@ -51,7 +72,7 @@ def generate(
     prompt: str,
     tokens: torch.Tensor,
     budgets: Sequence[int],
-    **options: Any,
+    decoding: Decoding = PLAIN,
 ) -> list[Generated]:
     """One text for each recording; the same prompt for all, the recordings equally long.
 
@@ -61,7 +82,7 @@ def generate(
         prompt: from `FastSLMProcessor.build_prompt`, with one `<|AUDIO|>`.
         tokens: (recordings, windows, 50, hidden), before the projection.
         budgets: tokens to write at most, one number a recording.
-        options: for `generate` of transformers; greedy without.
+        decoding: how tokens are chosen.
 
     Raises:
         OptionError: prompt, speech and answer do not fit into the language model's context.
@@ -70,7 +91,7 @@ def generate(
     ids = prompt_ids(processor, prompt, windows).to(model.device)
     _check_context(model, ids.shape[1], windows, max(budgets))
     ids = ids.expand(rows, -1).contiguous()
-    chosen = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None, **options}
+    chosen = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
     with torch.inference_mode():
         written = model.generate(
             input_ids=ids,
@@ -78,6 +99,8 @@ def generate(
             speech_tokens=model.project(tokens.to(model.device)).flatten(0, 2),
             max_new_tokens=max(budgets),
             pad_token_id=processor.tokenizer.pad_token_id,
+            no_repeat_ngram_size=decoding.no_repeat_ngram_size or None,
+            repetition_penalty=decoding.repetition_penalty,
             **chosen,
         )
     ends = _end_tokens(model, processor)
@@ -132,4 +155,4 @@ def _generated(ids: list[int], budget: int, ends: set[int], processor: FastSLMPr
     stop = next((index for index, token in enumerate(own) if token in ends), None)
     kept = own if stop is None else own[:stop]
     text: Any = processor.tokenizer.decode(kept, skip_special_tokens=True)
-    return Generated(text.strip(), len(kept), "length" if stop is None else "stop")
+    return Generated(text.strip(), tuple(kept), "length" if stop is None else "stop")

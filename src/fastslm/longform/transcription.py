@@ -2,26 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from itertools import islice
 from time import monotonic
-from typing import Literal, get_args
 
 import torch
 
-from fastslm.audio import WINDOW_SECONDS
 from fastslm.errors import OptionError
 from fastslm.longform.encoder import window_seconds
-from fastslm.longform.generation import DOES_NOT_READ, check_budget, generate, token_budget
+from fastslm.longform.generation import check_budget, token_budget
 from fastslm.longform.memory import SpeechMemory
+from fastslm.longform.readers import READERS, SILENT, Reader, Reading, WindowReader, reader_named
 from fastslm.longform.results import Segment, Transcript, Usage, Word, clock
-from fastslm.model.ctc_head import greedy_words
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 from fastslm.prompts import LANGUAGES, language_name
 
-Reader = Literal["auto", "ctc", "llm"]
-READERS = get_args(Reader)
 # Windows that are read together. All prompts of a group are equally long, so nothing is padded.
 READ_TOGETHER = 8
 
@@ -48,19 +43,11 @@ class TranscriptionOptions:
         Raises:
             OptionError: an unknown language or reader, one that the model lacks, or an option that changes nothing.
         """
-        reader = self.reader
-        if reader not in READERS:
-            near = get_close_matches(str(reader), READERS, n=1)
-            hint = f", did you mean {near[0]!r}" if near else ""
-            raise OptionError(f"There is no reader {reader!r}{hint}: choose one of {', '.join(READERS)}.")
-        if reader == "auto":
-            reader = model.config.transcript_reader or ("llm" if model.ctc_head is None else "ctc")
-        if reader == "ctc" and model.ctc_head is None:
-            raise OptionError("The model has no CTC head to read with: choose the reader llm.")
+        reader = reader_named(self.reader, model)
         check_budget(self.max_new_tokens)
-        if reader == "ctc" and self.max_new_tokens is not None:
-            raise OptionError("max_new_tokens was given, but the CTC head writes no tokens: leave it out.")
-        return replace(self, language=_spoken(self.language, model.config.languages), reader=reader)
+        if self.max_new_tokens is not None and not reader.writes_tokens:
+            raise OptionError(f"max_new_tokens was given, but the reader {reader.name} writes no tokens: leave it out.")
+        return replace(self, language=_spoken(self.language, model.config.languages), reader=reader.name)
 
 
 def _spoken(language: str | None, allowed: Sequence[str]) -> str:
@@ -74,25 +61,13 @@ def _spoken(language: str | None, allowed: Sequence[str]) -> str:
     return code
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """One window as it was read; times from the window's start."""
-
-    text: str
-    words: tuple[Word, ...]
-    tokens: int
-    finish_reason: Literal["stop", "length", "silence"]
-
-
-SILENT = _Reading("", (), 0, "silence")
-
-
 class Transcriber:
     """Reads speech memories with one model."""
 
     def __init__(self, model: FastSLMForConditionalGeneration, processor: FastSLMProcessor):
         self.model = model
         self.processor = processor
+        self._readers: dict[str, WindowReader] = {}
 
     def transcribe(
         self, memories: Iterator[SpeechMemory], options: TranscriptionOptions, started: float | None = None
@@ -106,6 +81,7 @@ class Transcriber:
             started: when the work on the first of them began, by `time.monotonic`.
         """
         options = options.resolved(self.model)
+        reader = self._reader(options.reader)
         clock_started = monotonic() if started is None else started
         for group in _grouped(memories):
             windows = [
@@ -116,44 +92,28 @@ class Transcriber:
                 )
                 if not silent
             ]
-            readings = iter(self._read(windows, options))
+            readings = self._read(reader, windows, options.max_new_tokens)
             own = [[SILENT if silent else next(readings) for silent in memory.silent.tolist()] for memory in group]
             elapsed = monotonic() - clock_started
             total = sum(memory.duration for memory in group)
             for memory, parts in zip(group, own, strict=True):
-                yield _transcript(memory, parts, options, elapsed * memory.duration / total, self._caveats(options))
+                yield _transcript(memory, parts, options, elapsed * memory.duration / total, reader.caveats())
             clock_started = monotonic()
 
-    def _caveats(self, options: TranscriptionOptions) -> list[str]:
-        """What is known beforehand to be poor."""
-        return [DOES_NOT_READ] if options.reader == "llm" and not self.model.config.llm_reads_speech else []
+    def _reader(self, name: str) -> WindowReader:
+        """One reader of each kind is kept."""
+        if name not in self._readers:
+            self._readers[name] = READERS[name](self.model, self.processor)
+        return self._readers[name]
 
-    def _read(self, windows: list[tuple[torch.Tensor, float]], options: TranscriptionOptions) -> Iterator[_Reading]:
+    def _read(
+        self, reader: WindowReader, windows: list[tuple[torch.Tensor, float]], limit: int | None
+    ) -> Iterator[Reading]:
         for start in range(0, len(windows), READ_TOGETHER):
             group = windows[start : start + READ_TOGETHER]
-            tokens = torch.stack([tokens for tokens, _ in group]).to(self.model.device)
+            tokens = torch.stack([tokens for tokens, _ in group])
             seconds = [seconds for _, seconds in group]
-            if options.reader == "ctc":
-                yield from self._read_ctc(tokens, seconds)
-            else:
-                yield from self._read_llm(tokens, seconds, options.max_new_tokens)
-
-    @torch.inference_mode()
-    def _read_ctc(self, tokens: torch.Tensor, seconds: list[float]) -> Iterator[_Reading]:
-        head = self.model.ctc_head
-        assert head is not None
-        log_probs_of = head(tokens.to(next(head.parameters()).dtype)).cpu()
-        for log_probs, end in zip(log_probs_of, seconds, strict=True):
-            # Nothing can be said after the end: the window goes on with padding there.
-            spoken = [word for word in greedy_words(log_probs, WINDOW_SECONDS) if word.start < end]
-            words = tuple(Word(w.word, w.start, min(w.end, end), w.log_probability) for w in spoken)
-            yield _Reading(" ".join(word.text for word in words), words, 0, "stop")
-
-    def _read_llm(self, tokens: torch.Tensor, seconds: list[float], limit: int | None) -> Iterator[_Reading]:
-        prompt = self.processor.build_prompt("transcribe")
-        budgets = [limit or token_budget(own) for own in seconds]
-        for written in generate(self.model, self.processor, prompt, tokens[:, None], budgets):
-            yield _Reading(written.text, (), written.tokens, written.finish_reason)
+            yield from reader.read(tokens, seconds, [limit or token_budget(own) for own in seconds])
 
 
 def _grouped(memories: Iterator[SpeechMemory]) -> Iterator[list[SpeechMemory]]:
@@ -168,7 +128,7 @@ def _grouped(memories: Iterator[SpeechMemory]) -> Iterator[list[SpeechMemory]]:
 
 def _transcript(
     memory: SpeechMemory,
-    readings: list[_Reading],
+    readings: list[Reading],
     options: TranscriptionOptions,
     processing: float,
     caveats: list[str],
@@ -194,7 +154,7 @@ def _transcript(
         usage=Usage(
             windows=len(memory.tokens),
             audio_tokens=memory.audio_tokens,
-            text_tokens=sum(reading.tokens for reading in readings),
+            text_tokens=sum(len(reading.ids) for reading in readings),
             seconds=memory.duration,
             seconds_heard=heard,
             processing_seconds=processing,

@@ -1,0 +1,173 @@
+"""What reads the speech tokens of windows as text: the CTC head, the language model, each behind one small protocol.
+
+A further reader is one class here, and its name in `Reader`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import ClassVar, Literal, Protocol
+
+import torch
+
+from fastslm.audio import WINDOW_SECONDS
+from fastslm.errors import OptionError
+from fastslm.longform.generation import DOES_NOT_READ, PLAIN, Decoding, generate
+from fastslm.longform.results import FinishReason, Word
+from fastslm.model.ctc_head import greedy_words
+from fastslm.model.modeling import FastSLMForConditionalGeneration
+from fastslm.model.processing import FastSLMProcessor
+
+Reader = Literal["auto", "ctc", "llm"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One window as it was read.
+
+    Attributes:
+        words: with times from the window's start, where the reader knows any.
+        ids: the tokens that were written, the end token not among them; empty of a reader that writes none.
+    """
+
+    text: str
+    words: tuple[Word, ...] = ()
+    ids: tuple[int, ...] = ()
+    finish_reason: FinishReason = "stop"
+
+
+SILENT = Reading("", finish_reason="silence")
+
+
+class WindowReader(Protocol):
+    """A part of one model that reads windows, each alone.
+
+    Attributes:
+        name: what options and results call it.
+        writes_tokens: whether it writes one token after another: then it has a budget, and can fall into a loop.
+    """
+
+    name: ClassVar[str]
+    writes_tokens: ClassVar[bool]
+
+    def __init__(self, model: FastSLMForConditionalGeneration, processor: FastSLMProcessor): ...
+
+    @staticmethod
+    def lacking(model: FastSLMForConditionalGeneration) -> str | None:
+        """Why the model has no such reader, one sentence with the remedy; `None` where it has."""
+        ...
+
+    def caveats(self) -> list[str]:
+        """What is known beforehand to be poor, one sentence each."""
+        ...
+
+    def read(
+        self, tokens: torch.Tensor, seconds: Sequence[float], budgets: Sequence[int], decoding: Decoding = PLAIN
+    ) -> list[Reading]:
+        """One reading for each window; none depends on the windows beside it.
+
+        Args:
+            tokens: (windows, 50, hidden), before the projection.
+            seconds: of each window that are sound; the rest of its 30 s is padding.
+            budgets: tokens to write at most, one number a window.
+            decoding: how tokens are chosen; a reader that writes none ignores it and the budgets.
+        """
+        ...
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of tokens that it wrote."""
+        ...
+
+
+class CTCReader:
+    """The CTC head: letters and their times in one pass."""
+
+    name: ClassVar[str] = "ctc"
+    writes_tokens: ClassVar[bool] = False
+
+    def __init__(self, model: FastSLMForConditionalGeneration, processor: FastSLMProcessor):
+        self.model = model
+
+    @staticmethod
+    def lacking(model: FastSLMForConditionalGeneration) -> str | None:
+        """As `WindowReader`."""
+        return "The model has no CTC head to read with: choose the reader llm." if model.ctc_head is None else None
+
+    def caveats(self) -> list[str]:
+        """As `WindowReader`."""
+        return []
+
+    @torch.inference_mode()
+    def read(
+        self, tokens: torch.Tensor, seconds: Sequence[float], budgets: Sequence[int], decoding: Decoding = PLAIN
+    ) -> list[Reading]:
+        """As `WindowReader`."""
+        head = self.model.ctc_head
+        assert head is not None
+        parameter = next(head.parameters())
+        readings = []
+        for log_probs, end in zip(head(tokens.to(parameter.device, parameter.dtype)).cpu(), seconds, strict=True):
+            # Nothing can be said after the end: the window goes on with padding there.
+            spoken = [word for word in greedy_words(log_probs, WINDOW_SECONDS) if word.start < end]
+            words = tuple(Word(w.word, w.start, min(w.end, end), w.log_probability) for w in spoken)
+            readings.append(Reading(" ".join(word.text for word in words), words))
+        return readings
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """As `WindowReader`: it writes no tokens."""
+        raise NotImplementedError
+
+
+class LLMReader:
+    """The language model, as the paper has it."""
+
+    name: ClassVar[str] = "llm"
+    writes_tokens: ClassVar[bool] = True
+
+    def __init__(self, model: FastSLMForConditionalGeneration, processor: FastSLMProcessor):
+        self.model, self.processor = model, processor
+
+    @staticmethod
+    def lacking(model: FastSLMForConditionalGeneration) -> str | None:
+        """As `WindowReader`: every model has a language model."""
+        return None
+
+    def caveats(self) -> list[str]:
+        """As `WindowReader`."""
+        return [] if self.model.config.llm_reads_speech else [DOES_NOT_READ]
+
+    def read(
+        self, tokens: torch.Tensor, seconds: Sequence[float], budgets: Sequence[int], decoding: Decoding = PLAIN
+    ) -> list[Reading]:
+        """As `WindowReader`."""
+        prompt = self.processor.build_prompt("transcribe")
+        written = generate(self.model, self.processor, prompt, tokens[:, None], budgets, decoding)
+        return [Reading(own.text, (), own.ids, own.finish_reason) for own in written]
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """As `WindowReader`."""
+        text = self.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
+        assert isinstance(text, str)
+        return text.strip()
+
+
+READERS: dict[str, type[WindowReader]] = {reader.name: reader for reader in (CTCReader, LLMReader)}
+
+
+def reader_named(name: str, model: FastSLMForConditionalGeneration) -> type[WindowReader]:
+    """The reader of that name; of `auto`, the one that the checkpoint's configuration names as the best.
+
+    Raises:
+        OptionError: it is unknown, and the nearest is named, or the model lacks it.
+    """
+    known = ("auto", *READERS)
+    if name not in known:
+        near = get_close_matches(str(name), known, n=1)
+        hint = f", did you mean {near[0]!r}" if near else ""
+        raise OptionError(f"There is no reader {name!r}{hint}: choose one of {', '.join(known)}.")
+    if name == "auto":
+        name = model.config.transcript_reader or ("llm" if CTCReader.lacking(model) else "ctc")
+    reader = READERS[name]
+    if lacking := reader.lacking(model):
+        raise OptionError(lacking)
+    return reader
