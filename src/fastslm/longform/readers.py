@@ -19,6 +19,8 @@ from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 
 Reader = Literal["auto", "ctc", "llm"]
+# Each window alone; each with those before it; all of them in one prompt.
+Method = Literal["window", "context", "whole"]
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,12 @@ class WindowReader(Protocol):
     Attributes:
         name: what options and results call it.
         writes_tokens: whether it writes one token after another: then it has a budget, and can fall into a loop.
+        methods: how it can read a recording; only `LLMReader` is asked for more than `window`.
     """
 
     name: ClassVar[str]
     writes_tokens: ClassVar[bool]
+    methods: ClassVar[tuple[Method, ...]]
 
     def __init__(self, model: FastSLMForConditionalGeneration, processor: FastSLMProcessor): ...
 
@@ -84,6 +88,7 @@ class CTCReader:
 
     name: ClassVar[str] = "ctc"
     writes_tokens: ClassVar[bool] = False
+    methods: ClassVar[tuple[Method, ...]] = ("window",)
 
     def __init__(self, model: FastSLMForConditionalGeneration, processor: FastSLMProcessor):
         self.model = model
@@ -123,6 +128,7 @@ class LLMReader:
 
     name: ClassVar[str] = "llm"
     writes_tokens: ClassVar[bool] = True
+    methods: ClassVar[tuple[Method, ...]] = ("window", "context", "whole")
 
     def __init__(self, model: FastSLMForConditionalGeneration, processor: FastSLMProcessor):
         self.model, self.processor = model, processor
