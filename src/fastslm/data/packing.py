@@ -13,11 +13,10 @@ import soxr
 
 from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES
 from fastslm.data.manifest import Clip
+from fastslm.data.reference import check_duration
 from fastslm.errors import ManifestError
 
 SECONDS_FREE_AT_END = 0.1
-# By how much a recording may differ from its manifest's duration before it would run into the next clip.
-DURATION_TOLERANCE = 0.25
 
 
 class Packing(pydantic.BaseModel):
@@ -158,25 +157,20 @@ def render(window: PackedWindow) -> np.ndarray:
     wave = np.zeros(WINDOW_SAMPLES, dtype=np.float32)
     for placement in window.placements:
         sound = placement.clip.read()
-        seconds = len(sound) / SAMPLE_RATE
-        if abs(seconds - placement.clip.duration) > DURATION_TOLERANCE:
-            raise ManifestError(
-                f"{placement.clip.id} lasts {seconds:.2f} s, but its manifest says {placement.clip.duration:.2f} s; "
-                "correct the duration there."
-            )
+        check_duration(sound, placement.clip.duration, placement.clip.place)
         if placement.speed != 1.0:
             sound = soxr.resample(sound, SAMPLE_RATE, SAMPLE_RATE / placement.speed).astype(np.float32)
         sound = sound[: WINDOW_SAMPLES - placement.start] * 10 ** (placement.gain_db / 20)
         wave[placement.start : placement.start + len(sound)] += sound
     if window.noise_db is not None:
-        level = _level(wave) if window.placements else 0.05
+        level = sound_level(wave) if window.placements else 0.05
         noise = _noise(window.noise, rng)
-        wave += noise * (level * 10 ** (-window.noise_db / 20) / max(_level(noise), 1e-6))
+        wave += noise * (level * 10 ** (-window.noise_db / 20) / max(sound_level(noise), 1e-6))
     peak = float(np.abs(wave).max())
     return wave / peak if peak > 1.0 else wave
 
 
-def _level(wave: np.ndarray) -> float:
+def sound_level(wave: np.ndarray) -> float:
     """Root mean square of what is not silent."""
     loud = wave[np.abs(wave) > 1e-4]
     return float(np.sqrt(np.mean(loud**2))) if loud.size else 0.0
