@@ -11,13 +11,16 @@ from fastslm.errors import OptionError
 from fastslm.longform.encoder import OnProgress, WindowEncoder, name_of
 from fastslm.longform.fingerprint import model_fingerprint
 from fastslm.longform.memory import SUFFIX, SpeechMemory
-from fastslm.longform.questions import answer
+from fastslm.longform.questions import Answerer, AnswerOptions
+from fastslm.longform.readers import Method, Reader
+from fastslm.longform.repetition import Repetition
 from fastslm.longform.results import Answer, Transcript
-from fastslm.longform.transcription import Reader, Transcriber, TranscriptionOptions
+from fastslm.longform.transcription import Transcriber, TranscriptionOptions
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 
 Source = AudioSource | SpeechMemory
+Sources = Source | list[Source] | tuple[Source, ...]
 
 
 class FastSLM:
@@ -40,6 +43,7 @@ class FastSLM:
         self.name = name
         self.encoder = WindowEncoder(model)
         self.transcriber = Transcriber(model, processor)
+        self.answerer = Answerer(model, processor)
 
     @property
     def fingerprint(self) -> str:
@@ -75,22 +79,26 @@ class FastSLM:
         language: str | None = None,
         reader: Reader = "auto",
         max_new_tokens: int | None = None,
+        method: Method = "window",
+        context_windows: int | None = None,
+        repetition: Repetition = "retry",
         sampling_rate: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> Transcript:
         """What is said in a recording of any length, with the times of its windows and, from the CTC head, its words.
 
         Args:
-            language, reader, max_new_tokens: those of `TranscriptionOptions`.
+            language, reader, max_new_tokens, method, context_windows, repetition: those of `TranscriptionOptions`.
             sampling_rate, on_progress: those of `encode`.
 
         Raises:
             AudioError: the recording cannot be read.
-            OptionError: an unknown language or reader.
+            OptionError: an unknown language, reader or method, or one that does not go with the others.
             CheckpointError: a memory of another model.
         """
         started = monotonic()
-        options = TranscriptionOptions(language, reader, max_new_tokens).resolved(self.model)
+        options = TranscriptionOptions(language, reader, max_new_tokens, method, context_windows, repetition)
+        options = options.resolved(self.model)
         memory = self.encode(source, sampling_rate=sampling_rate, on_progress=on_progress)
         (transcript,) = self.transcriber.transcribe(iter([memory]), options, started)
         return transcript
@@ -102,59 +110,64 @@ class FastSLM:
         language: str | None = None,
         reader: Reader = "auto",
         max_new_tokens: int | None = None,
+        method: Method = "window",
+        context_windows: int | None = None,
+        repetition: Repetition = "retry",
     ) -> Iterator[Transcript]:
         """As `transcribe`, for many recordings, in their order: short ones share the model's batches.
 
         The text of each is that which it has alone. Processing time is shared out by duration.
         """
-        options = TranscriptionOptions(language, reader, max_new_tokens).resolved(self.model)
+        options = TranscriptionOptions(language, reader, max_new_tokens, method, context_windows, repetition)
+        options = options.resolved(self.model)
         memories = self.encoder.encode_many((name_of(source), source) for source in sources)
         yield from self.transcriber.transcribe(memories, options)
 
-    def translate(self, source: Source, to: str = "ko", **options: Any) -> Answer:
+    def translate(self, source: Sources, to: str = "ko", **options: Any) -> Answer:
         """What is said, in another language.
 
         Args:
+            source: a recording, or a list of several that are taken together.
             to: code or English name of the language.
-            options: `max_new_tokens`, and those of `encode`.
+            options: those of `AnswerOptions`, and those of `encode`.
 
         Raises:
-            OptionError: an unknown language, or a recording longer than the language model's context.
+            OptionError: an unknown language, or options that cannot be met.
             AudioError: the recording cannot be read.
+            CheckpointError: a memory or a prefix file of another model.
         """
         return self._answer(source, "translate", {"language": to}, **options)
 
-    def summarize(self, source: Source, **options: Any) -> Answer:
-        """What a recording says in short. Arguments and errors are `translate`'s."""
+    def summarize(self, source: Sources, **options: Any) -> Answer:
+        """What recordings say in short. Arguments and errors are `translate`'s."""
         return self._answer(source, "summarize", {}, **options)
 
-    def ask(self, source: Source, question: str, **options: Any) -> Answer:
-        """The answer to a question about a recording. Further arguments and errors are `translate`'s."""
+    def ask(self, source: Sources, question: str, **options: Any) -> Answer:
+        """The answer to a question about recordings. Further arguments and errors are `translate`'s.
+
+        What the language model made of them is kept in memory (`answerer.prefixes`), so a further question about the
+        same recordings costs only itself.
+        """
         return self._answer(source, "ask", {"question": question}, **options)
 
     def _answer(
         self,
-        source: Source,
+        source: Sources,
         task: str,
         prompt_options: dict[str, str],
         *,
-        max_new_tokens: int | None = None,
         sampling_rate: float | None = None,
         on_progress: OnProgress | None = None,
+        **options: Any,
     ) -> Answer:
         started = monotonic()
-        # The prompt's errors come before the encoding, which may take long.
+        # Errors of the prompt and of the options come before the encoding, which may take long.
         self.processor.build_prompt(task, **prompt_options)
-        memory = self.encode(source, sampling_rate=sampling_rate, on_progress=on_progress)
-        return answer(
-            self.model,
-            self.processor,
-            memory,
-            task,
-            max_new_tokens=max_new_tokens,
-            started=started,
-            **prompt_options,
-        )
+        chosen = AnswerOptions(**options)
+        chosen.check(self.model)
+        sources = source if isinstance(source, list | tuple) else [source]
+        memories = [self.encode(own, sampling_rate=sampling_rate, on_progress=on_progress) for own in sources]
+        return self.answerer.answer(memories, task, chosen, started, **prompt_options)
 
 
 def _memory(source: Source) -> SpeechMemory | None:

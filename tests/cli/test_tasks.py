@@ -85,7 +85,7 @@ def test_the_language_models_tasks_answer_and_say_that_they_are_poor(fastslm, ta
     assert status == 0
     result = json.loads(out)
     assert result["usage"]["text_tokens"] <= 4
-    assert result["spans"] == [{"start": 0.0, "end": 3.0}]
+    assert result["spans"] == [{"start": 0.0, "end": 3.0, "recording": None, "text": None}]
     assert "does not read speech tokens yet" in err
 
 

@@ -34,10 +34,10 @@ def test_an_end_token_is_a_stop_and_is_not_counted(tiny: FastSLM, monkeypatch) -
 
 @pytest.mark.parametrize("windows", [1, 7])
 def test_the_prompt_has_a_place_for_every_speech_token(tiny: FastSLM, windows: int) -> None:
-    ids = prompt_ids(tiny.processor, tiny.processor.build_prompt("ask", question="Who?"), windows)
+    ids = prompt_ids(tiny.processor, tiny.processor.build_prompt("ask", question="Who?"), [windows])
     assert int((ids == tiny.model.config.audio_token_id).sum()) == 50 * windows
 
 
 def test_the_prompt_is_that_of_the_processor(tiny: FastSLM) -> None:
     prompt = tiny.processor.build_prompt("transcribe")
-    assert torch.equal(prompt_ids(tiny.processor, prompt, 2), tiny.processor(prompt, [noise(40)])["input_ids"])
+    assert torch.equal(prompt_ids(tiny.processor, prompt, [2]), tiny.processor(prompt, [noise(40)])["input_ids"])

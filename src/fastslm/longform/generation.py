@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from fastslm.errors import OptionError
+from fastslm.longform.loops import repeated
 from fastslm.longform.results import FinishReason
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
@@ -28,13 +30,16 @@ class Decoding:
     Attributes:
         no_repeat_ngram_size: no sequence of so many tokens is written twice; 0 allows all.
         repetition_penalty: what divides the score of a token that was written before; 1 leaves it.
+        stop_at_loop: end a text that has fallen into a loop (`fastslm.longform.loops`); no other text is touched.
     """
 
     no_repeat_ngram_size: int = 0
     repetition_penalty: float = 1.0
+    stop_at_loop: bool = False
 
 
 PLAIN = Decoding()
+WATCHED = Decoding(stop_at_loop=True)
 
 
 @dataclass(frozen=True)
@@ -88,42 +93,72 @@ def generate(
         OptionError: prompt, speech and answer do not fit into the language model's context.
     """
     rows, windows = tokens.shape[:2]
-    ids = prompt_ids(processor, prompt, windows).to(model.device)
-    _check_context(model, ids.shape[1], windows, max(budgets))
-    ids = ids.expand(rows, -1).contiguous()
-    chosen = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
-    with torch.inference_mode():
-        written = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            speech_tokens=model.project(tokens.to(model.device)).flatten(0, 2),
-            max_new_tokens=max(budgets),
-            pad_token_id=processor.tokenizer.pad_token_id,
-            no_repeat_ngram_size=decoding.no_repeat_ngram_size or None,
-            repetition_penalty=decoding.repetition_penalty,
-            **chosen,
-        )
+    ids = prompt_ids(processor, prompt, [windows]).to(model.device)
+    check_context(model, ids.shape[1], windows, max(budgets))
+    speech = model.project(tokens.to(model.device)).flatten(0, 2)
+    return write(model, processor, ids.expand(rows, -1).contiguous(), budgets, decoding, speech_tokens=speech)
+
+
+@torch.inference_mode()
+def write(
+    model: FastSLMForConditionalGeneration,
+    processor: FastSLMProcessor,
+    ids: torch.Tensor,
+    budgets: Sequence[int],
+    decoding: Decoding = PLAIN,
+    **inputs: Any,
+) -> list[Generated]:
+    """One text for each prompt, greedily; nothing is padded, so the prompts are equally long.
+
+    Args:
+        ids: (prompts, length).
+        budgets: tokens to write at most, one number a prompt.
+        inputs: `speech_tokens` of the placeholders, or `past_key_values` that hold the prompts' beginning.
+    """
+    done = _RowsDone(ids.shape[1], budgets, decoding.stop_at_loop)
+    written = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=max(budgets),
+        pad_token_id=processor.tokenizer.pad_token_id,
+        do_sample=False,
+        num_beams=1,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        no_repeat_ngram_size=decoding.no_repeat_ngram_size or None,
+        repetition_penalty=decoding.repetition_penalty,
+        stopping_criteria=StoppingCriteriaList([done]),
+        **inputs,
+    )
     ends = _end_tokens(model, processor)
     new = written[:, ids.shape[1] :].tolist()
-    return [_generated(row, budget, ends, processor) for row, budget in zip(new, budgets, strict=True)]
+    return [_generated(row[:length], ends, processor) for row, length in zip(new, done.lengths, strict=True)]
 
 
-def prompt_ids(processor: FastSLMProcessor, prompt: str, windows: int) -> torch.Tensor:
-    """A prompt's ids (1, length), with the placeholders of `windows` windows."""
+class _RowsDone(StoppingCriteria):
+    """Ends each row at its own budget or, where that is asked for, once it is in a loop."""
+
+    LOOK_EVERY = 16
+
+    def __init__(self, start: int, budgets: Sequence[int], stop_at_loop: bool):
+        self.start, self.lengths, self.stop_at_loop = start, list(budgets), stop_at_loop
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+        written = input_ids.shape[1] - self.start
+        if self.stop_at_loop and written % self.LOOK_EVERY == 0:
+            for row, length in enumerate(self.lengths):
+                if written < length and repeated(input_ids[row, self.start :].tolist()).any():
+                    self.lengths[row] = written
+        return torch.tensor([written >= length for length in self.lengths], device=input_ids.device)
+
+
+def prompt_ids(processor: FastSLMProcessor, prompt: str, windows: Sequence[int]) -> torch.Tensor:
+    """A prompt's ids (1, length), with the placeholders of its recordings, which have so many windows each."""
     tokenizer: Any = processor.tokenizer
-    text = processor.expand([prompt], [windows])[0]
+    text = processor.expand([prompt], windows)[0]
     begun = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
     return tokenizer(text, add_special_tokens=not begun, return_tensors="pt")["input_ids"]
-
-
-def fitting_budget(
-    model: FastSLMForConditionalGeneration, processor: FastSLMProcessor, prompt: str, windows: int, wanted: int
-) -> int:
-    """`wanted` tokens of answer, or as many as the context has room for, but not under `LEAST_TOKENS`."""
-    limit = context_length(model)
-    if limit is None:
-        return wanted
-    return min(wanted, max(LEAST_TOKENS, limit - prompt_ids(processor, prompt, windows).shape[1]))
 
 
 def context_length(model: FastSLMForConditionalGeneration) -> int | None:
@@ -131,7 +166,15 @@ def context_length(model: FastSLMForConditionalGeneration) -> int | None:
     return getattr(model.config.text_config.get_text_config(), "max_position_embeddings", None)
 
 
-def _check_context(model: FastSLMForConditionalGeneration, prompt: int, windows: int, budget: int) -> None:
+def check_context(model: FastSLMForConditionalGeneration, prompt: int, windows: int, budget: int) -> None:
+    """Refuse what does not fit into the language model's positions.
+
+    Args:
+        prompt: places of the whole prompt. windows: in it. budget: tokens of answer.
+
+    Raises:
+        OptionError: it does not, with what would.
+    """
     limit = context_length(model)
     if limit is None or prompt + budget <= limit:
         return
@@ -150,9 +193,13 @@ def _end_tokens(model: FastSLMForConditionalGeneration, processor: FastSLMProces
     return {end for end in [*ends, processor.tokenizer.eos_token_id] if end is not None}
 
 
-def _generated(ids: list[int], budget: int, ends: set[int], processor: FastSLMProcessor) -> Generated:
-    own = ids[:budget]
-    stop = next((index for index, token in enumerate(own) if token in ends), None)
-    kept = own if stop is None else own[:stop]
-    text: Any = processor.tokenizer.decode(kept, skip_special_tokens=True)
-    return Generated(text.strip(), tuple(kept), "length" if stop is None else "stop")
+def _generated(ids: list[int], ends: set[int], processor: FastSLMProcessor) -> Generated:
+    stop = next((index for index, token in enumerate(ids) if token in ends), None)
+    kept = ids if stop is None else ids[:stop]
+    return Generated(text_of(processor, kept), tuple(kept), "length" if stop is None else "stop")
+
+
+def text_of(processor: FastSLMProcessor, ids: Sequence[int]) -> str:
+    """The text of tokens that the language model wrote."""
+    text: Any = processor.tokenizer.decode(list(ids), skip_special_tokens=True)
+    return text.strip()

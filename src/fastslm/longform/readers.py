@@ -3,20 +3,31 @@
 A further reader is one class here, and its name in `Reader`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, cast, get_args
 
 import torch
 
 from fastslm.audio import WINDOW_SECONDS
 from fastslm.errors import OptionError
-from fastslm.longform.generation import DOES_NOT_READ, PLAIN, Decoding, generate
+from fastslm.longform.generation import (
+    DOES_NOT_READ,
+    PLAIN,
+    Decoding,
+    context_length,
+    generate,
+    prompt_ids,
+    text_of,
+    token_budget,
+)
 from fastslm.longform.results import FinishReason, Word
 from fastslm.model.ctc_head import greedy_words
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
+from fastslm.prompts import CONTROL_TOKEN
 
 Reader = Literal["auto", "ctc", "llm"]
 # Each window alone; each with those before it; all of them in one prompt.
@@ -30,12 +41,14 @@ class Reading:
     Attributes:
         words: with times from the window's start, where the reader knows any.
         ids: the tokens that were written, the end token not among them; empty of a reader that writes none.
+        attempts: how often it was read: more than once where it said the same again and again.
     """
 
     text: str
     words: tuple[Word, ...] = ()
     ids: tuple[int, ...] = ()
     finish_reason: FinishReason = "stop"
+    attempts: int = 1
 
 
 SILENT = Reading("", finish_reason="silence")
@@ -150,14 +163,62 @@ class LLMReader:
         written = generate(self.model, self.processor, prompt, tokens[:, None], budgets, decoding)
         return [Reading(own.text, (), own.ids, own.finish_reason) for own in written]
 
+    def read_after(
+        self, tokens: torch.Tensor, before: Sequence[str], budget: int, decoding: Decoding = PLAIN
+    ) -> Reading:
+        """The last of some windows that follow one another, the others being in the prompt with what was read in them.
+
+        Args:
+            tokens: (windows, 50, hidden).
+            before: texts of all windows but the last.
+        """
+        begun = " ".join(text for text in before if text)
+        prompt = self.processor.build_prompt("transcribe") + CONTROL_TOKEN.sub("", begun)
+        (written,) = generate(self.model, self.processor, prompt, tokens[None], [budget], decoding)
+        return Reading(written.text, (), written.ids, written.finish_reason)
+
+    def read_whole(self, tokens: torch.Tensor, budget: int, decoding: Decoding = PLAIN) -> Reading:
+        """All windows of a recording, (windows, 50, hidden), in one prompt.
+
+        Raises:
+            OptionError: the language model has too few positions.
+        """
+        return self.read_after(tokens, [], budget, decoding)
+
+    def whole_budget(self, tokens: torch.Tensor, seconds: float) -> int:
+        """Tokens for all that is said in a recording, or what the positions leave room for, but at least half of it."""
+        budget, limit = token_budget(seconds), context_length(self.model)
+        if limit is None:
+            return budget
+        prompt = prompt_ids(self.processor, self.processor.build_prompt("transcribe"), [len(tokens)])
+        return min(budget, max(math.ceil(budget / 2), limit - prompt.shape[1]))
+
     def text_of(self, ids: Sequence[int]) -> str:
         """As `WindowReader`."""
-        text = self.processor.tokenizer.decode(list(ids), skip_special_tokens=True)
-        assert isinstance(text, str)
-        return text.strip()
+        return text_of(self.processor, ids)
 
 
 READERS: dict[str, type[WindowReader]] = {reader.name: reader for reader in (CTCReader, LLMReader)}
+
+
+def choose_method(name: str, reader: type[WindowReader]) -> Method:
+    """The method of that name, if the reader has it.
+
+    Raises:
+        OptionError: it is unknown, or the reader cannot read so.
+    """
+    known = get_args(Method)
+    if name not in known:
+        near = get_close_matches(str(name), known, n=1)
+        hint = f", did you mean {near[0]!r}" if near else ""
+        raise OptionError(f"There is no method {name!r}{hint}: choose one of {', '.join(known)}.")
+    if name not in reader.methods:
+        able = [other.name for other in READERS.values() if name in other.methods]
+        raise OptionError(
+            f"The reader {reader.name} cannot read by the method {name}: choose the reader {' or '.join(able)}, or "
+            f"the method {' or '.join(reader.methods)}."
+        )
+    return cast(Method, name)
 
 
 def reader_named(name: str, model: FastSLMForConditionalGeneration) -> type[WindowReader]:

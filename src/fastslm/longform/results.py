@@ -1,9 +1,10 @@
 """What a task returns: the text, where in the recording it comes from, how it ended, and what it cost."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-FinishReason = Literal["stop", "length", "silence"]
+FinishReason = Literal["stop", "length", "silence", "repetition"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Segment:
     """A stretch of a recording and what is said in it.
 
     finish_reason: `stop`, the reader came to its end; `length`, its token budget did first; `silence`, nothing was
-    there to read.
+    there to read; `repetition`, it fell into a loop whatever was tried, and the copies were cut.
+    attempts: how often it was read: more than once where it fell into a loop.
     """
 
     start: float
@@ -32,14 +34,21 @@ class Segment:
     text: str
     words: tuple[Word, ...] = ()
     finish_reason: FinishReason = "stop"
+    attempts: int = 1
 
 
 @dataclass(frozen=True)
 class Span:
-    """Seconds of the recording that an answer rests on."""
+    """Seconds of a recording that an answer rests on.
+
+    recording: its name where there are several. text: what was said of these seconds alone, where a long recording was
+    asked span by span.
+    """
 
     start: float
     end: float
+    recording: str | None = None
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,10 @@ class Usage:
         processing_seconds: wall time of this call; of a memory, without the encoding.
         real_time_factor: processing seconds for a second of the recording.
         reader: what read the tokens: `ctc`, the CTC head, or `llm`, the language model.
-        method: how they were read: `window`, each window alone, or `whole`, all of them in one prompt.
+        method: how they were read: `window`, each window alone; `context`, each with those before it; `whole`, all of
+            them in one prompt; `map_reduce`, span by span, and the answer made of the spans' answers.
+        prompt_tokens: places that passed the language model before it wrote, those of every prompt.
+        cached_tokens: places that a kept recording saved it.
     """
 
     windows: int
@@ -67,13 +79,21 @@ class Usage:
     real_time_factor: float
     reader: str
     method: str
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def coverage(self) -> float:
+        """Seconds heard for a second given, 0 to 1; silence is not heard."""
+        return self.seconds_heard / self.seconds
 
 
 @dataclass(frozen=True)
 class Transcript:
     """What is said in a recording.
 
-    duration: seconds. language: a code. warnings: one sentence for each thing that the text does not show.
+    duration: seconds. language: a code. warnings: one sentence for each thing that the text does not show. options:
+    those that it was made with, nothing left open.
     """
 
     text: str
@@ -82,22 +102,24 @@ class Transcript:
     duration: float
     warnings: tuple[str, ...]
     usage: Usage
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def finish_reason(self) -> FinishReason:
-        """`length` where any segment was cut, `silence` where there was nothing in any, else `stop`."""
-        return _together([segment.finish_reason for segment in self.segments])
+        """`length` or `repetition` where any segment was cut, `silence` where nothing was in any, else `stop`."""
+        return ended([segment.finish_reason for segment in self.segments])
 
     def as_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON."""
-        return _plain({**asdict(self), "finish_reason": self.finish_reason})
+        return _as_dict(self, finish_reason=self.finish_reason)
 
 
 @dataclass(frozen=True)
 class Answer:
     """What the language model says of a recording: a translation, a summary, an answer.
 
-    spans: the seconds that were in front of the model. Else as `Transcript`.
+    spans: the seconds that it rests on: those in front of the model that are not silent, or the spans whose own answers
+    it was made of. Else as `Transcript`.
     """
 
     text: str
@@ -106,10 +128,11 @@ class Answer:
     warnings: tuple[str, ...]
     usage: Usage
     finish_reason: FinishReason = "stop"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON."""
-        return _plain(asdict(self))
+        return _as_dict(self)
 
 
 @dataclass(frozen=True)
@@ -127,10 +150,18 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest}" if hours else f"{minutes}:{rest}"
 
 
-def _together(reasons: list[FinishReason]) -> FinishReason:
-    if "length" in reasons:
-        return "length"
+def ended(reasons: Sequence[FinishReason]) -> FinishReason:
+    """How a whole ended whose parts ended so: `length` or `repetition` before `stop`, `silence` if all are."""
+    for cut in ("length", "repetition"):
+        if cut in reasons:
+            return cut
     return "silence" if reasons and all(reason == "silence" for reason in reasons) else "stop"
+
+
+def _as_dict(result: "Transcript | Answer", **more: Any) -> dict[str, Any]:
+    content = {**asdict(result), **more}
+    content["usage"]["coverage"] = result.usage.coverage
+    return _plain(content)
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Transcripts of any length, window by window, by whichever part of the model hears best: the CTC head or the LLM."""
+"""Transcripts of any length, by whichever part of the model reads best, by one of three methods."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from time import monotonic
 
@@ -9,9 +9,20 @@ import torch
 
 from fastslm.errors import OptionError
 from fastslm.longform.encoder import window_seconds
-from fastslm.longform.generation import check_budget, token_budget
+from fastslm.longform.generation import Decoding, check_budget, token_budget
 from fastslm.longform.memory import SpeechMemory
-from fastslm.longform.readers import READERS, SILENT, Reader, Reading, WindowReader, reader_named
+from fastslm.longform.readers import (
+    READERS,
+    SILENT,
+    LLMReader,
+    Method,
+    Reader,
+    Reading,
+    WindowReader,
+    choose_method,
+    reader_named,
+)
+from fastslm.longform.repetition import Repetition, check_repetition, guarded
 from fastslm.longform.results import Segment, Transcript, Usage, Word, clock
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
@@ -19,6 +30,7 @@ from fastslm.prompts import LANGUAGES, language_name
 
 # Windows that are read together. All prompts of a group are equally long, so nothing is padded.
 READ_TOGETHER = 8
+CONTEXT_WINDOWS = 2
 
 
 @dataclass(frozen=True)
@@ -30,12 +42,21 @@ class TranscriptionOptions:
             what the model was trained on and reported; it does not steer the reader.
         reader: `ctc`, the CTC head reads the speech tokens; `llm`, the language model does, as the paper has it;
             `auto`, what the checkpoint's configuration names as the better of the two.
-        max_new_tokens: of the language model, for one window; `None` grows with the window's seconds.
+        max_new_tokens: of a reader that writes tokens, for one window, or by the method `whole` for all; `None` grows
+            with the seconds.
+        method: `window`, each window alone, many at once; `context`, each with up to `context_windows` before it and
+            what was read there; `whole`, all in one prompt, up to the language model's context.
+        context_windows: of the method `context`.
+        repetition: what is done about a text that says the same again and again: `retry`, it is written again with
+            what holds against that, and cut if nothing helps; `cut`, cut at once; `keep`, nothing.
     """
 
     language: str | None = None
     reader: Reader = "auto"
     max_new_tokens: int | None = None
+    method: Method = "window"
+    context_windows: int | None = None
+    repetition: Repetition = "retry"
 
     def resolved(self, model: FastSLMForConditionalGeneration) -> "TranscriptionOptions":
         """The same with nothing left open, checked against a model.
@@ -45,9 +66,23 @@ class TranscriptionOptions:
         """
         reader = reader_named(self.reader, model)
         check_budget(self.max_new_tokens)
-        if self.max_new_tokens is not None and not reader.writes_tokens:
-            raise OptionError(f"max_new_tokens was given, but the reader {reader.name} writes no tokens: leave it out.")
-        return replace(self, language=_spoken(self.language, model.config.languages), reader=reader.name)
+        idle = {"max_new_tokens": self.max_new_tokens is not None, "repetition": self.repetition != "retry"}
+        for option in (name for name, given in idle.items() if given and not reader.writes_tokens):
+            raise OptionError(f"{option} was given, but the reader {reader.name} writes no tokens: leave it out.")
+        method = choose_method(self.method, reader)
+        check_repetition(self.repetition)
+        context = self.context_windows
+        if context is not None and (method != "context" or context < 1):
+            raise OptionError(
+                f"context_windows is {context} by the method {method}: give 1 or more, by the method context."
+            )
+        return replace(
+            self,
+            language=_spoken(self.language, model.config.languages),
+            reader=reader.name,  # type: ignore[arg-type]
+            method=method,
+            context_windows=context or (CONTEXT_WINDOWS if method == "context" else None),
+        )
 
 
 def _spoken(language: str | None, allowed: Sequence[str]) -> str:
@@ -62,38 +97,48 @@ def _spoken(language: str | None, allowed: Sequence[str]) -> str:
 
 
 class Transcriber:
-    """Reads speech memories with one model."""
+    """Reads speech memories with one model.
 
-    def __init__(self, model: FastSLMForConditionalGeneration, processor: FastSLMProcessor):
+    Args:
+        read_together: windows that are read together by the method `window`; it changes no text.
+    """
+
+    def __init__(
+        self,
+        model: FastSLMForConditionalGeneration,
+        processor: FastSLMProcessor,
+        read_together: int = READ_TOGETHER,
+    ):
         self.model = model
         self.processor = processor
+        self.read_together = read_together
         self._readers: dict[str, WindowReader] = {}
 
     def transcribe(
         self, memories: Iterator[SpeechMemory], options: TranscriptionOptions, started: float | None = None
     ) -> Iterator[Transcript]:
-        """A transcript for each memory, in order. Windows of several short recordings are read together.
+        """A transcript for each memory, in order. By the method `window`, those of short recordings are read together.
 
-        Each window is read alone: its text depends neither on its neighbours nor on what it is grouped with. A silent
-        window is not read, so nothing can be invented for it.
+        By that method each window is read alone: its text depends neither on its neighbours nor on what it is grouped
+        with. A silent window is not read, so nothing can be invented for it; by the method `whole`, only a recording
+        that is silent altogether.
 
         Args:
             started: when the work on the first of them began, by `time.monotonic`.
+
+        Raises:
+            OptionError: by the method `whole`, a recording longer than the language model's context.
         """
         options = options.resolved(self.model)
         reader = self._reader(options.reader)
         clock_started = monotonic() if started is None else started
-        for group in _grouped(memories):
-            windows = [
-                (tokens, seconds)
-                for memory in group
-                for tokens, seconds, silent in zip(
-                    memory.tokens, window_seconds(memory.times), memory.silent.tolist(), strict=True
-                )
-                if not silent
-            ]
-            readings = self._read(reader, windows, options.max_new_tokens)
-            own = [[SILENT if silent else next(readings) for silent in memory.silent.tolist()] for memory in group]
+        for group in _grouped(memories, self.read_together if options.method == "window" else 1):
+            if options.method == "window":
+                own = self._by_window(reader, group, options)
+            elif options.method == "context":
+                own = [self._by_context(reader, memory, options) for memory in group]
+            else:
+                own = [[self._whole(reader, memory, options)] for memory in group]
             elapsed = monotonic() - clock_started
             total = sum(memory.duration for memory in group)
             for memory, parts in zip(group, own, strict=True):
@@ -106,21 +151,75 @@ class Transcriber:
             self._readers[name] = READERS[name](self.model, self.processor)
         return self._readers[name]
 
+    def _by_window(
+        self, reader: WindowReader, group: list[SpeechMemory], options: TranscriptionOptions
+    ) -> list[list[Reading]]:
+        sounding = [
+            (tokens, seconds)
+            for memory in group
+            for tokens, seconds, silent in zip(
+                memory.tokens, window_seconds(memory.times), memory.silent.tolist(), strict=True
+            )
+            if not silent
+        ]
+        readings = iter(self._read(reader, sounding, options))
+        return [[SILENT if silent else next(readings) for silent in memory.silent.tolist()] for memory in group]
+
     def _read(
-        self, reader: WindowReader, windows: list[tuple[torch.Tensor, float]], limit: int | None
+        self, reader: WindowReader, windows: list[tuple[torch.Tensor, float]], options: TranscriptionOptions
     ) -> Iterator[Reading]:
-        for start in range(0, len(windows), READ_TOGETHER):
-            group = windows[start : start + READ_TOGETHER]
-            tokens = torch.stack([tokens for tokens, _ in group])
-            seconds = [seconds for _, seconds in group]
-            yield from reader.read(tokens, seconds, [limit or token_budget(own) for own in seconds])
+        for start in range(0, len(windows), self.read_together):
+            group = windows[start : start + self.read_together]
+
+            def read(rows: Sequence[int], decoding: Decoding, group=group) -> list[Reading]:
+                seconds = [group[row][1] for row in rows]
+                budgets = [options.max_new_tokens or token_budget(own) for own in seconds]
+                return reader.read(torch.stack([group[row][0] for row in rows]), seconds, budgets, decoding)
+
+            # What writes no tokens has no loops.
+            guard = options.repetition if reader.writes_tokens else "keep"
+            yield from guarded(read, len(group), reader.text_of, guard)
+
+    def _by_context(self, reader: WindowReader, memory: SpeechMemory, options: TranscriptionOptions) -> list[Reading]:
+        assert isinstance(reader, LLMReader)
+        assert options.context_windows is not None
+        readings: list[Reading] = []
+        for index, (seconds, silent) in enumerate(
+            zip(window_seconds(memory.times), memory.silent.tolist(), strict=True)
+        ):
+            if silent:
+                readings.append(SILENT)
+                continue
+            first = max(0, index - options.context_windows)
+            tokens = memory.tokens[first : index + 1]
+            before = [reading.text for reading in readings[first:]]
+            budget = options.max_new_tokens or token_budget(seconds)
+
+            def read(_: Sequence[int], decoding: Decoding, given=(tokens, before, budget)) -> list[Reading]:
+                return [reader.read_after(*given, decoding)]
+
+            readings += guarded(read, 1, reader.text_of, options.repetition)
+        return readings
+
+    def _whole(self, reader: WindowReader, memory: SpeechMemory, options: TranscriptionOptions) -> Reading:
+        assert isinstance(reader, LLMReader)
+        if bool(memory.silent.all()):
+            return SILENT
+        budget = options.max_new_tokens or reader.whole_budget(memory.tokens, memory.duration)
+        (reading,) = guarded(
+            lambda _, decoding: [reader.read_whole(memory.tokens, budget, decoding)],
+            1,
+            reader.text_of,
+            options.repetition,
+        )
+        return reading
 
 
-def _grouped(memories: Iterator[SpeechMemory]) -> Iterator[list[SpeechMemory]]:
-    """Short recordings together, up to READ_TOGETHER of them; a longer one fills a group by itself."""
+def _grouped(memories: Iterator[SpeechMemory], least: int) -> Iterator[list[SpeechMemory]]:
+    """Short recordings together, up to `least` windows of them; a longer one fills a group by itself."""
     while group := list(islice(memories, 1)):
         windows = len(group[0].tokens)
-        while windows < READ_TOGETHER and (following := list(islice(memories, 1))):
+        while windows < least and (following := list(islice(memories, 1))):
             group += following
             windows += len(following[0].tokens)
         yield group
@@ -133,6 +232,7 @@ def _transcript(
     processing: float,
     caveats: list[str],
 ) -> Transcript:
+    spans = [(0.0, memory.duration)] if options.method == "whole" else memory.times.tolist()
     segments = tuple(
         Segment(
             start,
@@ -140,8 +240,9 @@ def _transcript(
             reading.text,
             tuple(Word(w.text, start + w.start, start + w.end, w.log_probability) for w in reading.words),
             reading.finish_reason,
+            reading.attempts,
         )
-        for (start, end), reading in zip(memory.times.tolist(), readings, strict=True)
+        for (start, end), reading in zip(spans, readings, strict=True)
     )
     heard = sum(segment.end - segment.start for segment in segments if segment.finish_reason == "stop")
     assert options.language is not None
@@ -160,20 +261,28 @@ def _transcript(
             processing_seconds=processing,
             real_time_factor=processing / memory.duration,
             reader=options.reader,
-            method="window",
+            method=options.method,
         ),
+        options=asdict(options),
     )
 
 
 def _remarks(segments: tuple[Segment, ...]) -> list[str]:
     """What a reader of the text alone would miss."""
-    quiet = [(segment.start, segment.end) for segment in segments if not segment.text]
-    cut = [(segment.start, segment.end) for segment in segments if segment.finish_reason == "length"]
+
+    def those(reason: str) -> list[tuple[float, float]]:
+        return joined([(segment.start, segment.end) for segment in segments if segment.finish_reason == reason])
+
+    empty = [(s.start, s.end) for s in segments if not s.text and s.finish_reason in ("stop", "silence")]
     return [
-        *(f"No speech was heard from {clock(a)} to {clock(b)}." for a, b in joined(quiet)),
+        *(f"No speech was heard from {clock(a)} to {clock(b)}." for a, b in joined(empty)),
         *(
-            f"The text from {clock(a)} to {clock(b)} is cut: the language model used up its max_new_tokens."
-            for a, b in joined(cut)
+            f"The text from {clock(a)} to {clock(b)} is cut: the reader used up its max_new_tokens."
+            for a, b in those("length")
+        ),
+        *(
+            f"The text from {clock(a)} to {clock(b)} said the same again and again, and the copies are left out."
+            for a, b in those("repetition")
         ),
     ]
 

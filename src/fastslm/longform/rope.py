@@ -1,0 +1,75 @@
+"""The language model's positions as a limit, and the one way beyond it: rotary positions scaled where the user asks."""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastslm.errors import OptionError
+from fastslm.longform.generation import context_length
+from fastslm.model.modeling import FastSLMForConditionalGeneration
+
+
+def positions_limit(model: FastSLMForConditionalGeneration, factor: float | None = None) -> int | None:
+    """Positions that the language model has, its rotary ones scaled by `factor`; `None` where it has no limit."""
+    limit = context_length(model)
+    return limit if limit is None or factor is None else math.floor(limit * factor)
+
+
+def check_rope_scaling(model: FastSLMForConditionalGeneration, factor: float | None) -> None:
+    """Refuse a factor that is none, or that this language model cannot take.
+
+    Raises:
+        OptionError: it is not above 1, or the positions are not rotary ones that are unscaled so far.
+    """
+    if factor is None:
+        return
+    if not factor > 1:
+        raise OptionError(f"rope_scaling is {factor}: give a factor above 1, such as 2, or leave it out.")
+    parameters = getattr(model.config.text_config.get_text_config(), "rope_parameters", None) or {}
+    if parameters.get("rope_type") != "default" or not list(_rotary(model)) or context_length(model) is None:
+        raise OptionError(
+            "The language model's positions cannot be scaled (they are not rotary, or scaled already): leave "
+            "rope_scaling out, and a recording beyond the limit is asked part by part."
+        )
+
+
+@contextmanager
+def rope_scaled(model: FastSLMForConditionalGeneration, factor: float | None) -> Iterator[None]:
+    """Inside, the language model has `factor` times its positions, by YaRN (arXiv 2309.00071); `None` changes nothing.
+
+    What it makes of short prompts changes as well, so nothing that was computed outside may be continued inside.
+    """
+    if factor is None:
+        yield
+        return
+    check_rope_scaling(model, factor)
+    swapped = []
+    try:
+        for parent, name, rotary in _rotary(model):
+            config = copy.deepcopy(rotary.config)
+            limit = config.max_position_embeddings
+            config.max_position_embeddings = math.floor(limit * factor)
+            config.rope_parameters = {
+                **config.rope_parameters,
+                "rope_type": "yarn",
+                "factor": float(factor),
+                "original_max_position_embeddings": limit,
+            }
+            setattr(parent, name, type(rotary)(config=config).to(rotary.inv_freq.device))
+            swapped.append((parent, name, rotary))
+        yield
+    finally:
+        for parent, name, rotary in swapped:
+            setattr(parent, name, rotary)
+
+
+def _rotary(model: FastSLMForConditionalGeneration) -> list[tuple[Any, str, Any]]:
+    """The modules that turn positions into angles, each with its parent and its name there."""
+    return [
+        (parent, name, child)
+        for parent in model.language_model.modules()
+        for name, child in parent.named_children()
+        if hasattr(child, "inv_freq") and hasattr(child, "config")
+    ]
