@@ -32,12 +32,11 @@ class Clip(pydantic.BaseModel):
         text: what is said, `None` where no transcript is known.
         language: of the speech, as a code.
         label: what sounds, in a clip without speech.
-        translations: by code of the language, what is said in other languages.
-        summary: of what is said, by people.
+        translation: what is said, in `target_language` (a code or an English name).
+        summary: of what is said.
         segments: stretches with their times.
         task, instruction, answer: what is to be done, in words, and what is right; all three or none. An empty answer
             is right where there is nothing to write.
-        target_language: what `translate` translates into.
         label_kind: who the text or answer comes from: people, a recogniser (pseudo), or a rule or a voice of a machine.
     """
 
@@ -50,14 +49,14 @@ class Clip(pydantic.BaseModel):
     language: str | None = None
     label: str | None = None
     slots: dict[str, str] | None = None
-    translations: dict[str, str] | None = None
+    translation: str | None = None
+    target_language: str | None = None
     summary: str | None = None
     segments: list[Segment] | None = None
     words: list[Any] | None = None
     task: TaskName | None = None
     instruction: str | None = None
     answer: str | None = None
-    target_language: str | None = None
     label_kind: LabelKind | None = None
     _folder: Path = pydantic.PrivateAttr(default=Path())
     _where: str = pydantic.PrivateAttr(default="")
@@ -92,6 +91,18 @@ class Clip(pydantic.BaseModel):
         if self.audio is None:
             raise ManifestError(f"{self.place} is a composition, which has no file of its own; read its windows.")
         return self.audio.find(self._folder, self.place)
+
+    def check_audio(self) -> None:
+        """Make sure that the clip's audio is there, all pieces of it, without decoding any.
+
+        Raises:
+            ManifestError: some is not.
+        """
+        for piece in self.pieces:
+            assert piece.audio is not None
+            piece.audio.find(self._folder, f"{self.place}: its piece {piece.id}")
+        if not self.pieces:
+            self.audio_file()
 
     def encoded(self) -> Path | bytes:
         """The encoded recording of a clip that is no composition, as `fastslm.audio` reads it.
