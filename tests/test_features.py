@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import WhisperFeatureExtractor
 
-from fastslm import features
 from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES
 from fastslm.errors import AudioError, OptionError
 from fastslm.features import WINDOW_FRAMES, extract_features, file_mel, whole_mel, window_mel
 
 PARITY = Path(__file__).parents[2] / "shared" / "parity"
-TOLERANCE = 2e-5
+TOLERANCE = 2e-5  # to what was computed in float32, whose FFT is another on every kind of processor
+ROUNDING = 5e-7  # to what was computed in float64: values reach 2, and are stored as float32
 BINS = [80, 128]
 
 
@@ -64,7 +64,7 @@ def test_the_log_mel_of_a_file_is_the_definition_s(n_mels, seconds):
     waveform = sound(seconds)
     mel = whole_mel(waveform, n_mels)
     assert mel.shape == (n_mels, len(waveform) // 160)
-    np.testing.assert_allclose(mel.numpy(), reference_mel(waveform, n_mels), rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(mel.numpy(), reference_mel(waveform, n_mels), rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("n_mels", BINS)
@@ -73,7 +73,7 @@ def test_windows_are_what_whisper_s_extractor_gives_by_default(n_mels):
     expected = WhisperFeatureExtractor(feature_size=n_mels)(windows, sampling_rate=SAMPLE_RATE, return_tensors="pt")
     torch.testing.assert_close(window_mel(windows, n_mels), expected.input_features, rtol=0, atol=1e-6)
     silent_end = np.pad(windows[1], (0, WINDOW_SAMPLES - len(windows[1])))
-    np.testing.assert_allclose(window_mel(windows, n_mels)[1], reference_mel(silent_end, n_mels), atol=TOLERANCE)
+    np.testing.assert_allclose(window_mel(windows, n_mels)[1], reference_mel(silent_end, n_mels), atol=1e-4)
 
 
 def parity_clips() -> list[tuple[str, str]]:
@@ -157,14 +157,14 @@ def test_the_clamp_is_the_whole_file_s():
 @given(st.integers(1, 3 * WINDOW_SAMPLES), st.integers(0, 100))
 def test_a_file_in_pieces_has_the_log_mel_of_the_file_at_once(samples, seed):
     waveform = sound(samples / SAMPLE_RATE, seed)
-    at_once = features._log_mel(np.pad(waveform, (0, max(0, SAMPLE_RATE - samples))), 80)
-    torch.testing.assert_close(whole_mel(waveform, 80), at_once, rtol=0, atol=2e-6)
+    at_once = reference_mel(np.pad(waveform, (0, max(0, SAMPLE_RATE - samples))), 80)
+    np.testing.assert_allclose(whole_mel(waveform, 80), at_once, rtol=0, atol=ROUNDING)
 
 
 def test_a_piece_whose_mirrored_edge_is_the_loudest_does_not_raise_the_clamp():
     waveform = np.zeros(2 * WINDOW_SAMPLES, np.float32)
     waveform[WINDOW_SAMPLES - 2 * 160 + 40] = 1  # the second piece begins 40 samples before, and mirrors it
-    np.testing.assert_allclose(whole_mel(waveform, 80), reference_mel(waveform, 80), rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(whole_mel(waveform, 80), reference_mel(waveform, 80), rtol=0, atol=ROUNDING)
 
 
 # Counts and refusals

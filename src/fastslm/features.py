@@ -1,6 +1,6 @@
 """Waveforms at 16 kHz → log-mel windows (windows, n_mels, 3000), in the two ways that FastSLM checkpoints expect.
 
-The log-mel itself is Whisper's, by transformers' `WhisperFeatureExtractor`.
+The log-mel itself is Whisper's: by transformers' `WhisperFeatureExtractor` of a window, in float64 of a whole file.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ HOP_SAMPLES = 160
 FFT_SAMPLES = 400
 CONTEXT_FRAMES = -(-FFT_SAMPLES // (2 * HOP_SAMPLES))  # a frame sees half an FFT on either side of its middle
 CLAMP = 8 / 4  # log-mels reach 8 (decades) below their maximum, and Whisper then divides by 4
-ROUNDING = 1e-6  # between the log-mels of the same samples in pieces of different lengths
+FLOOR = 1e-10  # of the power in a mel bin, before its logarithm
 WINDOW_FRAMES = WINDOW_SAMPLES // HOP_SAMPLES
 
 MelMode = Literal["window", "authors"]
@@ -98,25 +98,17 @@ def file_mel(waveform: np.ndarray, n_mels: int) -> torch.Tensor:
     samples = _padded(waveform)
     frames = len(samples) // HOP_SAMPLES
     features = torch.zeros(-(-frames // WINDOW_FRAMES), n_mels, WINDOW_FRAMES)
-    loudest = -torch.inf
-    # Window by window with what its outermost frames see of its neighbours: an hour at once would take 1.8 GB and four
-    # times as long. Each piece is clamped below its own maximum, which the clamp below the file's maximum then covers.
+    # Window by window with what its outermost frames see of its neighbours: an hour at once would take 4 GB.
     for index, first in enumerate(range(0, frames, WINDOW_FRAMES)):
         stop = min(first + WINDOW_FRAMES, frames)
         before = min(first, CONTEXT_FRAMES)
         end = len(samples) if stop == frames else (stop + CONTEXT_FRAMES) * HOP_SAMPLES
         piece = _log_mel(samples[(first - before) * HOP_SAMPLES : end], n_mels)
         features[index, :, : stop - first] = piece[:, before : before + stop - first]
-        loudest = max(loudest, piece.max().item())
-    maximum = max(window.max().item() for window in _real_frames(features, frames))
-    if loudest > maximum + ROUNDING:
-        # A piece's edge, where its signal was mirrored, was louder than anything in the file, and clamped too much.
-        whole = _log_mel(samples, n_mels)
-        for window, part in zip(_real_frames(features, frames), whole.split(WINDOW_FRAMES, dim=1), strict=True):
-            window.copy_(part)
-        return features
-    for window in _real_frames(features, frames):
-        window.clamp_(min=maximum - CLAMP)
+    real = _real_frames(features, frames)
+    lowest = max(window.max().item() for window in real) - CLAMP
+    for window in real:
+        window.clamp_(min=lowest)
     return features
 
 
@@ -132,11 +124,15 @@ def _real_frames(features: torch.Tensor, frames: int) -> list[torch.Tensor]:
 
 
 def _log_mel(samples: np.ndarray, n_mels: int) -> torch.Tensor:
-    """Whisper's log-mel of samples of any length: (n_mels, samples // 160), clamped below their maximum."""
-    features = _extractor(n_mels)(
-        samples, sampling_rate=SAMPLE_RATE, padding="do_not_pad", truncation=False, return_tensors="pt"
-    )
-    return features.input_features[0]
+    """Whisper's log-mel before it is clamped below its maximum, of samples of any length: (n_mels, samples // 160).
+
+    In float64: what float32 gives in a bin near the floor depends on the processor's own FFT, by up to 3e-5.
+    """
+    window = torch.hann_window(FFT_SAMPLES, dtype=torch.float64)
+    wave = torch.from_numpy(samples).double()
+    spectrum = torch.stft(wave, FFT_SAMPLES, HOP_SAMPLES, window=window, return_complex=True)[:, :-1]
+    filters = torch.from_numpy(_extractor(n_mels).mel_filters).double()
+    return (((filters.T @ spectrum.abs() ** 2).clamp(min=FLOOR).log10() + 4) / 4).float()
 
 
 @lru_cache
