@@ -1,4 +1,4 @@
-"""`fastslm evaluate asr` on the command line."""
+"""`fastslm evaluate` on the command line."""
 
 import json
 from pathlib import Path
@@ -49,10 +49,12 @@ def test_the_json_object_holds_what_is_needed_to_get_it_again(manifest: Path, ti
         "versions",
         "manifest_sha256",
     } <= report.keys()
-    rows = [json.loads(line) for line in predictions.read_text().splitlines()]
+    run_facts, *rows = [json.loads(line) for line in predictions.read_text().splitlines()]
+    assert run_facts["fingerprint"] == report["fingerprint"]
     assert [row["id"] for row in rows] == ["0", "1", "2"]
-    assert rows[0]["normalized"]["reference"] == "mister smith said i"
-    assert sum(row["normalized"]["substitutions"] for row in rows) == report["substitutions"]
+    assert rows[0]["text"] == "Mr. Smith, said I!"
+    assert run(["evaluate", "rescore", str(predictions), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == report
 
 
 def test_without_json_a_person_reads_it(manifest: Path, tiny_checkpoint: Path, capsys) -> None:
@@ -69,10 +71,11 @@ def test_without_json_a_person_reads_it(manifest: Path, tiny_checkpoint: Path, c
         (["--system", "whisper", "--reader", "ctc"], "leave them out"),
         (["--limit", "0"], "greater than or equal to 1"),
         (["--reader", "tcc"], "did you mean 'ctc'"),
+        (["--system", "cascade"], "cannot transcribe: choose fastslm or whisper"),
     ],
 )
 def test_a_wrong_option_is_one_sentence(manifest: Path, tiny_checkpoint: Path, capsys, arguments, words: str) -> None:
-    named = [] if "whisper" in arguments else ["--model", str(tiny_checkpoint)]
+    named = [] if "--system" in arguments else ["--model", str(tiny_checkpoint)]
     assert run(["evaluate", "asr", "--manifest", str(manifest), *named, *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -84,9 +87,48 @@ def test_a_clip_without_text_is_refused_before_the_model_is_loaded(manifest: Pat
     row = {"id": "x", "audio": "0.wav", "duration": 1.0, "text": None}
     manifest.write_text(manifest.read_text() + json.dumps(row) + "\n")
     assert run(["evaluate", "asr", "--manifest", str(manifest), "--model", "nothing"]) == 2
-    assert "the clip x has no text" in capsys.readouterr().err
+    assert "line 4: x has no text" in capsys.readouterr().err
 
 
 def test_a_missing_manifest_is_one_sentence(capsys) -> None:
     assert run(["evaluate", "asr", "--manifest", "none.jsonl"]) == 2
     assert "there is no such manifest" in capsys.readouterr().err
+
+
+def test_orders_are_asked_about_and_two_models_are_compared(
+    tmp_path: Path, encode, make_checkpoint, tiny_checkpoint: Path, capsys
+) -> None:
+    encode(tmp_path / "order.wav", noise(2.0))
+    row = {"id": "a", "audio": "order.wav", "duration": 2.0, "slots": {"coffeeDrink": "latte"}}
+    (tmp_path / "orders.jsonl").write_text(json.dumps(row) + "\n")
+    files = []
+    for index, model in enumerate((tiny_checkpoint, make_checkpoint(1))):
+        files.append(str(tmp_path / f"{index}.jsonl"))
+        asked = ["--manifest", str(tmp_path / "orders.jsonl"), "--kind", "drink", "--kind", "size"]
+        options = ["--model", str(model), "--max-new-tokens", "4", "--predictions", files[-1]]
+        assert run(["evaluate", "sqqa", *asked, *options]) == 0
+        assert "2 questions about 1 clips" in capsys.readouterr().out
+    assert run(["evaluate", "compare", *files, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["first"]["fingerprint"] != found["second"]["fingerprint"]
+    assert found["figures"]["exact_match"]["samples"] == found["figures"]["not_mentioned"]["samples"] == 1
+    assert run(["evaluate", "compare", *files]) == 0
+    assert "exact answers" in capsys.readouterr().out
+
+
+def test_silence_is_measured_on_clips_without_text(tmp_path: Path, encode, tiny_checkpoint: Path, capsys) -> None:
+    encode(tmp_path / "rain.wav", noise(2.0))
+    row = {"id": "a", "audio": "rain.wav", "duration": 2.0, "label": "rain"}
+    (tmp_path / "rain.jsonl").write_text(json.dumps(row) + "\n")
+    command = ["evaluate", "silence", "--manifest", str(tmp_path / "rain.jsonl"), "--model", str(tiny_checkpoint)]
+    assert run([*command, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["no_words"] == (report["words_per_minute"] == 0)
+    assert report["by_label"]["rain"]["no_words_samples"] == 1
+
+
+def test_a_file_that_holds_no_predictions_is_one_sentence(manifest: Path, capsys) -> None:
+    assert run(["evaluate", "rescore", str(manifest)]) == 2
+    assert "holds no predictions" in capsys.readouterr().err
+    assert run(["evaluate", "compare", "none.jsonl", "none.jsonl"]) == 2
+    assert "none.jsonl cannot be read" in capsys.readouterr().err

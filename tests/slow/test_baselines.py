@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from fastslm.evaluation.baselines import load_whisper
-from fastslm.evaluation.suites.asr import evaluate_asr, read_clips
+from fastslm.evaluation.suite import evaluate, read_requests
+from fastslm.evaluation.suites import SUITES
 
 pytestmark = pytest.mark.slow
 
@@ -14,6 +15,7 @@ MANIFEST = Path(__file__).parents[3] / "shared" / "data" / "librispeech" / "test
 
 @pytest.mark.skipif(not MANIFEST.is_file(), reason="the speech corpus is not beside the checkout")
 def test_whisper_gets_nearly_every_word_of_read_speech() -> None:
-    report = evaluate_asr(load_whisper(), read_clips(MANIFEST, 8), MANIFEST)
+    suite = SUITES["asr"]
+    report = evaluate(suite, load_whisper(), MANIFEST, read_requests(suite, MANIFEST, 8))
     assert report["wer"] < 0.08
     assert report["cut_clips"] == 0

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,7 +10,32 @@ from fastslm.cli.files import load_quietly, progress_bar
 from fastslm.cli.options import Device, DType, Model, Reader
 from fastslm.errors import OptionError
 
-app = typer.Typer(no_args_is_help=True, help="Measure a model: asr.")
+if TYPE_CHECKING:
+    from fastslm.evaluation.suite import Suite
+    from fastslm.evaluation.systems import System
+
+app = typer.Typer(no_args_is_help=True, help="Measure a model: asr, ast, ssum, sqqa, silence; rescore and compare.")
+
+DEFAULT_MODEL = "fastslm-tiny"
+# Short, since a model that has not learnt to stop writes on to the end of its budget.
+ANSWER_TOKENS = 32
+Manifest = Annotated[Path, typer.Option(help="JSONL with one clip a line.")]
+Transcriber = Annotated[
+    str, typer.Option(help="fastslm, or whisper: Whisper tiny.en with its own decoder, for comparison.")
+]
+Answerer = Annotated[
+    str,
+    typer.Option(help="fastslm, or cascade: Whisper tiny.en's transcript read by the untrained language model."),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many clips.", show_default=False)]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Tokens that a text may have.")]
+WriteTo = Annotated[
+    Path | None,
+    typer.Option(
+        "--predictions", help="Write what was asked and what was written there, as JSONL.", show_default=False
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
 
 
 @app.callback()
@@ -20,37 +45,183 @@ def root() -> None:
 
 @app.command()
 def asr(
-    manifest: Annotated[Path, typer.Option(help="JSONL with one clip a line, each with its text.")],
-    model: Model = "fastslm-tiny",
-    system: Annotated[
-        str, typer.Option(help="fastslm, or whisper: Whisper tiny.en with its own decoder, for comparison.")
-    ] = "fastslm",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many clips.", show_default=False)] = None,
+    manifest: Manifest,
+    model: Model = DEFAULT_MODEL,
+    system: Transcriber = "fastslm",
+    limit: Limit = None,
     reader: Reader = "auto",
-    predictions: Annotated[
-        Path | None, typer.Option(help="Write every reference and hypothesis there, as JSONL.", show_default=False)
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    predictions: WriteTo = None,
+    as_json: AsJson = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
-    """Word error rate of transcripts, over all clips of a manifest."""
-    from fastslm.evaluation.suites.asr import evaluate_asr, read_clips, summary, system_named
+    """Word and character error rates of transcripts."""
+    from fastslm.evaluation.suites.asr import Recognition
 
-    clips = read_clips(manifest, limit)
-    if system_named(system) == "whisper":
-        if reader != "auto" or model != "fastslm-tiny":
-            raise OptionError("--model and --reader belong to the system fastslm: leave them out.")
-        from fastslm.evaluation.baselines import load_whisper
+    _measure(Recognition(), manifest, model, system, limit, predictions, as_json, device, dtype, reader=reader)
 
-        heard = load_whisper(device, dtype)
-    else:
-        from fastslm.evaluation.suites.asr import FastSLMSystem
 
-        heard = FastSLMSystem(load_quietly(model, device, dtype), reader)
+@app.command()
+def silence(
+    manifest: Manifest,
+    model: Model = DEFAULT_MODEL,
+    system: Transcriber = "fastslm",
+    limit: Limit = None,
+    reader: Reader = "auto",
+    predictions: WriteTo = None,
+    as_json: AsJson = False,
+    device: Device = "auto",
+    dtype: DType = "auto",
+) -> None:
+    """Words that are written about clips in which nobody speaks."""
+    from fastslm.evaluation.suites.silence import Silence
+
+    _measure(Silence(), manifest, model, system, limit, predictions, as_json, device, dtype, reader=reader)
+
+
+@app.command()
+def sqqa(
+    manifest: Manifest,
+    model: Model = DEFAULT_MODEL,
+    system: Answerer = "fastslm",
+    limit: Limit = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help="What to ask about orders, once for each; by default drink, size, roast and shots."),
+    ] = None,
+    max_new_tokens: MaxNewTokens = ANSWER_TOKENS,
+    predictions: WriteTo = None,
+    as_json: AsJson = False,
+    device: Device = "auto",
+    dtype: DType = "auto",
+) -> None:
+    """Answers to questions: exact match, token F1, and what is not mentioned."""
+    from fastslm.evaluation.suites.sqqa import ORDER_KINDS, QuestionAnswering
+
+    suite = QuestionAnswering(kind or ORDER_KINDS)
+    _measure(suite, manifest, model, system, limit, predictions, as_json, device, dtype, max_new_tokens=max_new_tokens)
+
+
+@app.command()
+def ast(
+    manifest: Manifest,
+    model: Model = DEFAULT_MODEL,
+    system: Answerer = "fastslm",
+    limit: Limit = None,
+    to: Annotated[str, typer.Option(help="Language of a clip's translations that is asked for.")] = "ko",
+    max_new_tokens: MaxNewTokens = 256,
+    predictions: WriteTo = None,
+    as_json: AsJson = False,
+    device: Device = "auto",
+    dtype: DType = "auto",
+) -> None:
+    """BLEU of translations."""
+    from fastslm.evaluation.suites.ast import Translation
+
+    suite = Translation(to)
+    _measure(suite, manifest, model, system, limit, predictions, as_json, device, dtype, max_new_tokens=max_new_tokens)
+
+
+@app.command()
+def ssum(
+    manifest: Manifest,
+    model: Model = DEFAULT_MODEL,
+    system: Answerer = "fastslm",
+    limit: Limit = None,
+    max_new_tokens: MaxNewTokens = 256,
+    predictions: WriteTo = None,
+    as_json: AsJson = False,
+    device: Device = "auto",
+    dtype: DType = "auto",
+) -> None:
+    """ROUGE-L of summaries."""
+    from fastslm.evaluation.suites.ssum import Summarization
+
+    suite = Summarization()
+    _measure(suite, manifest, model, system, limit, predictions, as_json, device, dtype, max_new_tokens=max_new_tokens)
+
+
+@app.command()
+def rescore(
+    predictions: Annotated[Path, typer.Argument(help="What --predictions wrote.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """The figures of predictions again, without the model."""
+    from fastslm.evaluation.predictions import Predictions
+    from fastslm.evaluation.suite import report
+    from fastslm.evaluation.suites import suite_of
+
+    found = Predictions.load(predictions)
+    suite = suite_of(found.facts["suite"])
+    _print(suite, report(suite, found), as_json)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="Predictions of one system.", show_default=False)],
+    second: Annotated[Path, typer.Argument(help="Those of another on the same clips.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """How much better the second of two systems is, by a paired bootstrap over the clips."""
+    from fastslm.evaluation.compare import compare, summary
+    from fastslm.evaluation.predictions import Predictions
+    from fastslm.evaluation.suites import suite_of
+
+    own, other = Predictions.load(first), Predictions.load(second)
+    suite = suite_of(own.facts["suite"])
+    found = compare(suite, own, other)
+    typer.echo(json.dumps(found, ensure_ascii=False) if as_json else summary(suite, found))
+
+
+def _measure(
+    suite: "Suite",
+    manifest: Path,
+    model: str,
+    system: str,
+    limit: int | None,
+    predictions: Path | None,
+    as_json: bool,
+    device: str,
+    dtype: str,
+    *,
+    reader: str = "auto",
+    max_new_tokens: int | None = None,
+) -> None:
+    """Run a suite and print its report. The manifest's faults come before the model is loaded."""
+    from fastslm.evaluation.suite import evaluate, read_requests
+    from fastslm.evaluation.systems import system_named
+
+    system_named(system, suite.task)
+    if system != "fastslm" and (reader != "auto" or model != DEFAULT_MODEL):
+        raise OptionError("--model and --reader belong to the system fastslm: leave them out.")
+    requests = read_requests(suite, manifest, limit)
+    chosen = _system(system, model, device, dtype, reader, max_new_tokens)
+    count = len(requests)
     with progress_bar(manifest.name) as show:
-        count = len(clips)
-        report = evaluate_asr(
-            heard, clips, manifest, predictions, lambda done: show(done, count, f"{done} of {count} clips")
+        found = evaluate(
+            suite,
+            chosen,
+            manifest,
+            requests,
+            predictions,
+            lambda done: show(done, count, f"{done} of {count} clips"),
         )
-    typer.echo(json.dumps(report, ensure_ascii=False) if as_json else summary(report))
+    _print(suite, found, as_json)
+
+
+def _system(name: str, model: str, device: str, dtype: str, reader: str, max_new_tokens: int | None) -> "System":
+    if name == "fastslm":
+        from fastslm.evaluation.systems import FastSLMSystem
+
+        return FastSLMSystem(load_quietly(model, device, dtype), reader, max_new_tokens)
+    from fastslm.evaluation.baselines import load_cascade, load_whisper
+
+    if name == "whisper":
+        return load_whisper(device, dtype)
+    return load_cascade(device, dtype, max_new_tokens=max_new_tokens or ANSWER_TOKENS)
+
+
+def _print(suite: "Suite", found: dict[str, Any], as_json: bool) -> None:
+    from fastslm.evaluation.suite import summary
+
+    typer.echo(json.dumps(found, ensure_ascii=False) if as_json else summary(suite, found))

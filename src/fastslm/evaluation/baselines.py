@@ -1,4 +1,4 @@
-"""What FastSLM is compared with: Whisper's own decoder on the same encoder, greedily, on the same clips."""
+"""What FastSLM is compared with on the same clips: Whisper's own decoder, and a language model that reads its text."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -6,15 +6,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+)
 from transformers.utils import logging
 
 from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES
+from fastslm.data.questions import NOT_MENTIONED
+from fastslm.evaluation.systems import SYSTEMS, Heard, Reply
 from fastslm.loading import choose_device, choose_dtype
+from fastslm.model.base_weights import load_text_model
+from fastslm.prompts import DEFAULT_LANGUAGE, language_name
 from fastslm.weights import resolve
 
 WHISPER = "whisper-tiny.en"
 CLIPS_TOGETHER = 8
+TEXT_MODEL = "smollm2-135m-instruct"
+INSTRUCTIONS = {
+    "ask": f"{{question}} Answer in one to four words of the transcript. If it does not say, answer: {NOT_MENTIONED}",
+    "summarize": "Summarize the recording in one or two sentences.",
+    "translate": "Translate the transcript into {language}. Write only the translation.",
+}
 MAX_NEW_TOKENS = 440  # of the decoder's 448 positions; its prompt takes up to 4
 
 
@@ -24,14 +40,15 @@ class WhisperSystem:
     Each 30 s is decoded alone, as FastSLM reads windows; what Whisper does across windows is not used.
     """
 
+    tasks = SYSTEMS["whisper"]
+
     def __init__(self, model: WhisperForConditionalGeneration, processor: WhisperProcessor, name: str = WHISPER):
         self.model = model.eval()
         self.processor = processor
         self.name = name
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """As `fastslm.evaluation.suites.asr.System`."""
+    def facts(self, task: str) -> dict[str, Any]:
+        """As `fastslm.evaluation.systems.System`."""
         return {
             "system": "whisper",
             "model": self.name,
@@ -41,8 +58,13 @@ class WhisperSystem:
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }
 
+    def reply(self, task: str, recordings: Iterable[Heard]) -> Iterator[list[Reply]]:
+        """As `fastslm.evaluation.systems.System`."""
+        for text, reason in self.hear(heard.waveform for heard in recordings):
+            yield [Reply(text, reason)]
+
     def hear(self, waveforms: Iterable[np.ndarray]) -> Iterator[tuple[str, str]]:
-        """As `fastslm.evaluation.suites.asr.System`."""
+        """Text and finish reason of each recording, float32 (samples,), 16 kHz mono, in their order."""
         remaining = iter(waveforms)
         while group := list(islice(remaining, CLIPS_TOGETHER)):
             windows = [[w[i : i + WINDOW_SAMPLES] for i in range(0, len(w), WINDOW_SAMPLES)] for w in group]
@@ -71,6 +93,77 @@ class WhisperSystem:
                 yield text.strip(), "length" if len(ids) >= MAX_NEW_TOKENS and end not in ids else "stop"
 
 
+class CascadeSystem:
+    """Whisper's transcript, and the base language model that reads it: no training, no speech token.
+
+    What it is told is fixed in `INSTRUCTIONS`; what a better prompt would give is not known.
+    """
+
+    tasks = SYSTEMS["cascade"]
+
+    def __init__(
+        self,
+        whisper: WhisperSystem,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_new_tokens: int,
+        name: str = TEXT_MODEL,
+    ):
+        self.whisper = whisper
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.tokenizer.padding_side = "left"
+        self.max_new_tokens = max_new_tokens
+        self.name = name
+
+    def facts(self, task: str) -> dict[str, Any]:
+        """As `fastslm.evaluation.systems.System`."""
+        heard = self.whisper.facts("transcribe")
+        return {
+            **heard,
+            "system": "cascade",
+            "model": f"{self.whisper.name}, then {self.name}",
+            "reader": f"{self.name} on the transcript of {heard['reader']}",
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+    def reply(self, task: str, recordings: Iterable[Heard]) -> Iterator[list[Reply]]:
+        """As `fastslm.evaluation.systems.System`. What is asked about one recording is answered together."""
+        asked: list[list[dict[str, Any]]] = []
+
+        def waveforms() -> Iterator[np.ndarray]:
+            for heard in recordings:
+                asked.append(heard.requests)
+                yield heard.waveform
+
+        for transcript, _ in self.whisper.hear(waveforms()):
+            yield self._write([self._prompt(task, transcript, **request) for request in asked.pop(0)])
+
+    def _prompt(self, task: str, transcript: str, question: str = "", to: str = DEFAULT_LANGUAGE) -> str:
+        instruction = INSTRUCTIONS[task].format(question=question, language=language_name(to))
+        content = f"Transcript of a recording:\n{transcript}\n\n{instruction}"
+        turn = [{"role": "user", "content": content}]
+        return str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+
+    @torch.inference_mode()
+    def _write(self, prompts: list[str]) -> list[Reply]:
+        batch = self.tokenizer(prompts, padding=True, add_special_tokens=False, return_tensors="pt")
+        written: Any = self.model.generate(  # type: ignore[operator]
+            **batch.to(self.model.device),
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            max_new_tokens=self.max_new_tokens,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        new = written[:, batch["input_ids"].shape[1] :]
+        texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        ended = (new == self.tokenizer.eos_token_id).any(1).tolist()
+        return [Reply(text.strip(), "stop" if end else "length") for text, end in zip(texts, ended, strict=True)]
+
+
 def load_whisper(device: str = "auto", dtype: str = "auto", name: str = WHISPER) -> WhisperSystem:
     """Whisper of the base weights, decoder included.
 
@@ -83,3 +176,14 @@ def load_whisper(device: str = "auto", dtype: str = "auto", name: str = WHISPER)
     folder = resolve(name)
     model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=choose_dtype(dtype, chosen)[0])
     return WhisperSystem(model.to(chosen), WhisperProcessor.from_pretrained(folder), name)  # type: ignore[arg-type]
+
+
+def load_cascade(device: str = "auto", dtype: str = "auto", *, max_new_tokens: int) -> CascadeSystem:
+    """Whisper, and the base language model as it was before any training here.
+
+    Raises:
+        WeightsError: the weights cannot be found or fetched.
+    """
+    whisper = load_whisper(device, dtype)
+    model = load_text_model(TEXT_MODEL, whisper.model.dtype).to(whisper.model.device)
+    return CascadeSystem(whisper, model, AutoTokenizer.from_pretrained(resolve(TEXT_MODEL)), max_new_tokens)

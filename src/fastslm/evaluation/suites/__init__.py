@@ -1,1 +1,24 @@
+"""What is measured, one file a suite."""
 
+from fastslm.errors import ManifestError
+from fastslm.evaluation.suite import Suite
+from fastslm.evaluation.suites.asr import Recognition
+from fastslm.evaluation.suites.ast import Translation
+from fastslm.evaluation.suites.silence import Silence
+from fastslm.evaluation.suites.sqqa import QuestionAnswering
+from fastslm.evaluation.suites.ssum import Summarization
+
+SUITES: dict[str, Suite] = {
+    suite.name: suite for suite in (Recognition(), Translation(), Summarization(), QuestionAnswering(), Silence())
+}
+
+
+def suite_of(name: str) -> Suite:
+    """The suite that predictions name.
+
+    Raises:
+        ManifestError: there is none of that name.
+    """
+    if name not in SUITES:
+        raise ManifestError(f"The predictions are of the suite {name!r}, which is none of {', '.join(SUITES)}.")
+    return SUITES[name]

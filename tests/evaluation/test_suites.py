@@ -1,0 +1,170 @@
+"""What each suite asks and how it scores, with a system that answers by rote."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rote_system import Rote
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics.bleu import BLEU
+
+from fastslm.errors import ManifestError, OptionError
+from fastslm.evaluation.suite import evaluate, read_requests
+from fastslm.evaluation.suites import SUITES
+from fastslm.evaluation.suites.ast import Translation
+from fastslm.evaluation.suites.silence import count_words
+from fastslm.evaluation.suites.sqqa import QuestionAnswering
+from fastslm.evaluation.systems import FastSLMSystem
+from fastslm.speech import FastSLM
+
+TEXTS = [{"text": "green apples fall"}, {"text": "softly they fall"}]
+ORDERS: list[dict[str, Any]] = [
+    {"slots": {"coffeeDrink": "latte", "size": "large"}},
+    {"slots": {"coffeeDrink": "mocha", "roast": "dark roast", "numberOfShots": "double shot"}},
+]
+
+
+def test_a_perfect_transcript_has_no_errors(make_manifest: Callable[..., Path]) -> None:
+    found = evaluate(SUITES["asr"], Rote("Green apples fall.", "Softly, they fall."), make_manifest(*TEXTS))
+    assert (found["wer"], found["cer"], found["words"], found["clips"]) == (0, 0, 6, 2)
+    assert found["seconds"] == 3.0
+
+
+def test_transcripts_in_the_wrong_order_are_caught(make_manifest: Callable[..., Path]) -> None:
+    found = evaluate(SUITES["asr"], Rote("softly they fall", "green apples fall"), make_manifest(*TEXTS))
+    assert found["wer"] > 0.5
+
+
+def test_a_clip_without_text_has_no_word_error(make_manifest: Callable[..., Path]) -> None:
+    with pytest.raises(ManifestError, match="line 1: 0 has no text"):
+        read_requests(SUITES["asr"], make_manifest({}))
+
+
+def test_any_written_word_breaks_the_silence_and_marks_alone_do_not(make_manifest: Callable[..., Path]) -> None:
+    found = evaluate(SUITES["silence"], Rote("...", "uh, (music) 5"), make_manifest({"label": "a"}, {"label": "b"}))
+    assert (found["no_words"], found["no_words_samples"]) == (0.5, 2)
+    assert found["words_per_minute"] == pytest.approx(3 / 0.05)
+    assert (found["by_label"]["a"]["no_words"], found["by_label"]["b"]["no_words"]) == (1, 0)
+    assert count_words("♪ ♪ — a1, b") == 2
+
+
+def test_clips_with_speech_are_no_silence(make_manifest: Callable[..., Path]) -> None:
+    with pytest.raises(ManifestError, match="0 has a text"):
+        read_requests(SUITES["silence"], make_manifest({"text": "hello"}))
+
+
+def test_answers_that_are_there_and_answers_that_are_not_are_scored_apart(make_manifest: Callable[..., Path]) -> None:
+    said = ["A latte.", "large size", "not mentioned", "light roast", "mocha", "small", "Not mentioned.", "double shot"]
+    found = evaluate(QuestionAnswering(["drink", "size", "roast", "shots"]), Rote(*said), make_manifest(*ORDERS))
+    assert (found["exact_match"], found["exact_match_samples"]) == (0.6, 5)
+    assert found["token_f1"] == pytest.approx((1 + 2 / 3 + 1 + 0 + 1) / 5, abs=1e-5)
+    assert (found["not_mentioned"], found["not_mentioned_samples"]) == (pytest.approx(1 / 3, abs=1e-5), 3)
+    assert found["missed"] == 0.2
+    assert found["by_kind"]["drink"]["exact_match"] == 1
+    assert found["by_kind"]["drink"]["not_mentioned"] is None
+    assert found["questions"] == 8
+
+
+def test_always_not_mentioned_is_perfect_there_and_nothing_elsewhere(make_manifest: Callable[..., Path]) -> None:
+    found = evaluate(SUITES["sqqa"], Rote(*["not mentioned"] * 8), make_manifest(*ORDERS))
+    assert (found["not_mentioned"], found["missed"], found["exact_match"], found["token_f1"]) == (1, 1, 0, 0)
+
+
+def test_orders_can_be_asked_about_one_thing_alone(make_manifest: Callable[..., Path]) -> None:
+    system = Rote("no", "no")
+    evaluate(QuestionAnswering(["milk"]), system, make_manifest(*ORDERS))
+    assert [request["question"] for request in system.asked] == ["What milk or cream is added, and how much?"] * 2
+    with pytest.raises(OptionError, match="did you mean 'milk'"):
+        QuestionAnswering(["milks"])
+
+
+def test_a_row_brings_its_own_question(make_manifest: Callable[..., Path]) -> None:
+    system = Rote("Anna", "Ben")
+    rows = [
+        {"task": "ask", "instruction": f"Who speaks {when}?", "answer": "Anna", "kind": when}
+        for when in ("first", "last")
+    ]
+    found = evaluate(SUITES["sqqa"], system, make_manifest(*rows))
+    assert system.asked == [{"question": "Who speaks first?"}, {"question": "Who speaks last?"}]
+    assert (found["exact_match"], found["by_kind"]["first"]["exact_match"]) == (0.5, 1)
+    with pytest.raises(ManifestError, match="neither an instruction with its answer nor slots"):
+        read_requests(SUITES["sqqa"], make_manifest({"text": "hello"}))
+
+
+def test_bleu_is_sacrebleus_of_the_corpus_with_its_signature(make_manifest: Callable[..., Path]) -> None:
+    right = ["Der Hund schläft in der warmen Sonne.", "Wir gehen morgen früh nach Hause."]
+    said = ["Der Hund schläft in der Sonne.", "Wir gehen heute früh nach Hause."]
+    rows = [{"translations": {"de": text, "ko": "사과"}} for text in right]
+    system = Rote(*said)
+    found = evaluate(Translation("de"), system, make_manifest(*rows))
+    assert found["bleu"] == pytest.approx(BLEU().corpus_score(said, [right]).score, abs=1e-5)
+    assert "tok:13a" in found["scorer"]
+    assert "nrefs:1" in found["scorer"]
+    assert system.asked == [{"to": "de"}] * 2
+
+
+def test_bleu_of_korean_is_of_characters_and_of_two_languages_is_refused(make_manifest: Callable[..., Path]) -> None:
+    row = {"task": "translate", "instruction": "Translate."}
+    korean = {**row, "answer": "사과가 떨어진다", "target_language": "Korean"}
+    found = evaluate(SUITES["ast"], Rote("사과가 떨어졌다"), make_manifest(korean))
+    assert "tok:char" in found["scorer"]
+    assert 0 < found["bleu"] < 100
+    german = {**row, "answer": "Äpfel fallen", "target_language": "de"}
+    with pytest.raises(ManifestError, match="into de, ko, but BLEU is of one language"):
+        evaluate(SUITES["ast"], Rote("a", "b"), make_manifest(korean, german))
+    with pytest.raises(ManifestError, match="no translation into ko and no answer"):
+        read_requests(SUITES["ast"], make_manifest({"translations": {"de": "Äpfel fallen"}}))
+
+
+def test_rouge_l_is_the_mean_of_rouge_scores_own(make_manifest: Callable[..., Path]) -> None:
+    right, said = ["The dogs were sleeping.", "We go home."], ["A dog sleeps.", "We run home."]
+    found = evaluate(SUITES["ssum"], Rote(*said), make_manifest(*({"summary": text} for text in right)))
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    each = [scorer.score(a, b)["rougeL"].fmeasure for a, b in zip(right, said, strict=True)]
+    assert found["rouge_l"] == pytest.approx(sum(each) / 2, abs=1e-5)
+    assert found["normalizer"] is None
+
+
+def test_rouge_l_knows_letters_beyond_a_to_z(make_manifest: Callable[..., Path]) -> None:
+    found = evaluate(
+        SUITES["ssum"], Rote("사과가 떨어진다."), make_manifest({"summary": "사과가 떨어진다", "language": "ko"})
+    )
+    assert found["rouge_l"] == 1
+    assert "BasicTextNormalizer" in found["normalizer"]
+
+
+def test_fastslm_is_measured_on_the_texts_that_each_clip_alone_gives(
+    make_manifest: Callable[..., Path], tiny: FastSLM
+) -> None:
+    requests = read_requests(SUITES["asr"], make_manifest(*TEXTS))
+    rows: list[str] = []
+    evaluate(SUITES["asr"], _Listening(FastSLMSystem(tiny), rows), make_manifest(*TEXTS))
+    assert rows == [tiny.transcribe(clip.audio_file()).text for clip, _ in requests]
+
+
+def test_fastslm_answers_each_question_as_ask_does(make_manifest: Callable[..., Path], tiny: FastSLM) -> None:
+    manifest = make_manifest(*ORDERS)
+    rows: list[str] = []
+    suite = QuestionAnswering(["size", "drink"])
+    found = evaluate(suite, _Listening(FastSLMSystem(tiny, max_new_tokens=3), rows), manifest)
+    expected = [
+        tiny.ask(clip.audio_file(), row["request"]["question"], max_new_tokens=3).text
+        for clip, asked in read_requests(suite, manifest)
+        for row in asked
+    ]
+    assert rows == expected
+    assert (found["reader"], found["max_new_tokens"]) == ("llm", 3)
+
+
+class _Listening(FastSLMSystem):
+    """Notes what a system says."""
+
+    def __init__(self, system: FastSLMSystem, texts: list[str]):
+        super().__init__(system.model, system.reader, system.max_new_tokens)
+        self.texts = texts
+
+    def reply(self, task, recordings):
+        for replies in super().reply(task, recordings):
+            self.texts += [reply.text for reply in replies]
+            yield replies
