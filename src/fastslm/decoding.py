@@ -145,9 +145,15 @@ def file_chunks(source: object, on_warning: Callable[[str], None]) -> Iterator[C
         missing = _missing_seconds(file, container, stream)
         seconds = 0.0
         tally = _Tally()
-        for chunk in _gathered(_frames(container, stream, tally)):
-            seconds += chunk.samples.shape[1] / chunk.rate
-            yield chunk
+        try:
+            for chunk in _gathered(_frames(container, stream, tally)):
+                seconds += chunk.samples.shape[1] / chunk.rate
+                yield chunk
+        except OSError as error:  # the caller's stream: what FFmpeg cannot decode is in the tally
+            raise AudioError(
+                f"{name} stopped after {seconds:.1f} s of sound while it was read ({error.strerror or error}): "
+                "open it again, or save it to a file first."
+            ) from error
         if not seconds:
             raise _not_readable(name, tally.reason or "no sound in it can be decoded")
         if tally.failed > tally.decoded:  # noise has a few bytes that pass for sound

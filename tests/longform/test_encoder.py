@@ -1,13 +1,17 @@
 """Windows on their way to tokens."""
 
+import io
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_fastslm import noise
+from tiny_fastslm import MakeCheckpoint, noise
 
-from fastslm.errors import AudioError
+from fastslm.errors import AudioError, OptionError
+from fastslm.loading import load
+from fastslm.longform.cuts import CUTS, Cuts
 from fastslm.longform.encoder import SILENCE_DBFS, WindowEncoder, is_silent
 from fastslm.speech import FastSLM
 
@@ -79,3 +83,70 @@ def test_silence_is_what_stays_below_its_level_in_every_half_second(above: float
     samples = np.zeros(160_000, np.float32)
     samples[80_000:88_000] = level
     assert is_silent(samples) is silent
+
+
+# Cuts
+
+
+@pytest.mark.parametrize("cuts", CUTS)
+def test_times_are_true_whatever_the_cuts(tiny: FastSLM, cuts: Cuts) -> None:
+    recording = noise(100)
+    for second in (27, 55):
+        recording[second * 16_000 : second * 16_000 + 6000] = 0
+    memory = tiny.encoder.encode(recording, cuts=cuts)
+    assert memory.times[0, 0] == 0
+    assert memory.times[-1, 1] == 100
+    assert torch.equal(memory.times[1:, 0], memory.times[:-1, 1])
+    for (start, end), tokens in zip(memory.times.tolist(), memory.tokens, strict=True):
+        alone = tiny.encode(recording[round(start * 16_000) : round(end * 16_000)]).tokens[0]
+        assert torch.allclose(alone, tokens, atol=1e-4, rtol=0)
+    first = memory.times[0, 1].item()
+    assert first == 30 if cuts == "fixed" else 27 < first < 27.375
+
+
+def test_quiet_cuts_are_refused_where_the_mel_is_the_whole_files(make_checkpoint: MakeCheckpoint) -> None:
+    encoder = load(make_checkpoint(mel_mode="authors"), quiet=True).encoder
+    with pytest.raises(OptionError, match="use fixed cuts"):
+        encoder.encode("missing.wav", cuts="quiet")
+
+
+# bfloat16
+
+
+def test_a_compute_dtype_is_that_of_the_tokens_and_costs_only_its_own_rounding(tiny: FastSLM) -> None:
+    exact = tiny.encode(noise(70)).tokens
+    memory = WindowEncoder(tiny.model, dtype=torch.bfloat16).encode(noise(70))
+    assert memory.tokens.dtype is torch.bfloat16
+    assert memory.facts == tiny.encode(noise(70)).facts
+    # 8 bits of mantissa through a dozen layers: a few of its steps of 2⁻⁸, of numbers as large as these.
+    difference = (memory.tokens.float() - exact).abs().max()
+    assert 0 < difference < 16 * 2**-8 * exact.abs().max()
+
+
+# Files that are not what they were
+
+
+def test_a_file_that_changes_while_it_is_read_is_a_sentence(tiny: FastSLM, tmp_path: Path, encode) -> None:
+    file = encode(tmp_path / "growing.wav", noise(10))
+
+    def grow(progress: object) -> None:
+        with file.open("ab") as more:
+            more.write(bytes(1000))
+
+    with pytest.raises(AudioError, match=r"growing\.wav changed while it was read"):
+        tiny.encoder.encode(file, on_progress=grow)
+
+
+class _Broken(io.BytesIO):
+    """A stream whose other side goes away."""
+
+    def read(self, size: int = -1) -> bytes:
+        if self.tell() > 200_000:
+            raise ConnectionResetError(104, "Connection reset by peer")
+        return super().read(size)
+
+
+def test_a_stream_that_stops_is_a_sentence(tiny: FastSLM, tmp_path: Path, encode) -> None:
+    file = encode(tmp_path / "a.flac", noise(70), codec="flac")
+    with pytest.raises(AudioError, match=r"stopped after [\d.]+ s of sound while it was read \(Connection reset"):
+        tiny.encoder.encode(_Broken(file.read_bytes()))

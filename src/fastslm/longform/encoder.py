@@ -1,17 +1,27 @@
-"""Recordings → speech memories: windows stream from the file to the model in groups, and only tokens are kept."""
+"""Recordings → speech memories: windows stream from the file to the model in groups, and only tokens are kept.
+
+Decoding and log-mel run in a thread ahead of the model. What is held does not grow with the recording but by its tokens.
+"""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES, AudioSource, load_audio, probe_duration, stream_audio
+from fastslm.errors import AudioError
 from fastslm.features import file_mel, window_mel
+from fastslm.longform.ahead import ahead
+from fastslm.longform.cuts import Cuts, check_cuts, cut
 from fastslm.longform.fingerprint import token_fingerprint
 from fastslm.longform.memory import MemoryFacts, SpeechMemory
 from fastslm.longform.results import Progress
+from fastslm.longform.resumption import KeptGroups
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 
 # Windows that pass the model together. Fixed, so that memory and results do not depend on the recording.
@@ -28,12 +38,34 @@ class _Recording:
     """One recording on its way through the model."""
 
     name: str
-    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
-    samples: list[int] = field(default_factory=list)  # of each window
+    total_seconds: float | None = None  # as its container says
+    samples: list[int] = field(default_factory=list)  # of each window that was read
     silent: list[bool] = field(default_factory=list)
     tokens: list[torch.Tensor] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    audio_digest: bytes = b""  # of what was read
     complete: bool = False  # all windows are read, though not all may be encoded
+
+
+@dataclass(frozen=True)
+class _Begun:
+    recording: _Recording
+
+
+@dataclass(frozen=True)
+class _Ended:
+    recording: _Recording
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A window as it was read. features: (mel bins, 3000), `None` where its tokens are kept from before."""
+
+    recording: _Recording
+    features: torch.Tensor | None
+    samples: int
+    silent: bool
+    audio_digest: bytes
 
 
 class WindowEncoder:
@@ -42,11 +74,20 @@ class WindowEncoder:
     Args:
         model: in evaluation mode, on the device where it is to run.
         group_windows: windows that pass the model together.
+        dtype: what encoder and HFQ-Former compute in (autocast), and of the tokens; `None` is the model's own. In
+            float32 a window's tokens do not depend on its group but for rounding (1e-4); in bfloat16 they agree as
+            far as bfloat16 goes.
     """
 
-    def __init__(self, model: FastSLMForConditionalGeneration, group_windows: int = GROUP_WINDOWS):
+    def __init__(
+        self,
+        model: FastSLMForConditionalGeneration,
+        group_windows: int = GROUP_WINDOWS,
+        dtype: torch.dtype | None = None,
+    ):
         self.model = model
         self.group_windows = group_windows
+        self.dtype = dtype
         self._fingerprint: str | None = None
 
     @property
@@ -62,14 +103,31 @@ class WindowEncoder:
         sampling_rate: float | None = None,
         *,
         name: str | None = None,
+        cuts: Cuts = "fixed",
+        kept_at: str | os.PathLike | None = None,
         on_progress: OnProgress | None = None,
     ) -> SpeechMemory:
         """The speech memory of a recording of any length. Arguments and errors are `fastslm.audio.stream_audio`'s.
 
         Memory does not grow with the duration but by the tokens, 50 × hidden numbers for 30 s; in the mel mode
         `authors` the waveform is held whole.
+
+        Args:
+            cuts: `fixed`, every 30 s; `quiet`, at the quietest place within the last 5 s of each 30.
+            kept_at: a file for the finished groups. Where a stopped encoding of this recording left one, it goes on,
+                to the same bits. The caller deletes it once the memory is saved.
+            on_progress: told how far it is; first how far it was when it went on.
+
+        Raises:
+            OptionError: cuts that the model's log-mel does not allow.
+            FastSLMError: `kept_at` cannot be written, or belongs to another recording.
         """
-        (memory,) = self.encode_many([(name or name_of(source), source)], sampling_rate, on_progress=on_progress)
+        with ExitStack() as stack:
+            kept = None
+            if kept_at is not None:
+                kept = stack.enter_context(KeptGroups(kept_at, self._stamp(cuts)))
+            sources = [(name or name_of(source), source)]
+            (memory,) = self._encode(sources, sampling_rate, cuts, kept, on_progress)
         if on_progress:
             on_progress(Progress(memory.duration, memory.duration))
         return memory
@@ -79,38 +137,87 @@ class WindowEncoder:
         sources: Iterable[tuple[str, AudioSource]],
         sampling_rate: float | None = None,
         *,
+        cuts: Cuts = "fixed",
         on_progress: OnProgress | None = None,
     ) -> Iterator[SpeechMemory]:
         """The memories of named recordings, in their order; windows of several share a group.
 
         A window's tokens do not depend on its group: each memory equals that of `encode` to the arithmetic's rounding.
+        The sources are iterated in another thread.
         """
+        yield from self._encode(sources, sampling_rate, cuts, None, on_progress)
+
+    def _encode(
+        self,
+        sources: Iterable[tuple[str, AudioSource]],
+        sampling_rate: float | None,
+        cuts: Cuts,
+        kept: KeptGroups | None,
+        on_progress: OnProgress | None,
+    ) -> Iterator[SpeechMemory]:
+        check_cuts(cuts, self.model.config.mel_mode)
+        known = kept.windows if kept else 0
         waiting: list[_Recording] = []
-        group: list[tuple[_Recording, torch.Tensor]] = []
-        for name, source in sources:
-            recording = _Recording(name)
-            waiting.append(recording)
-            total = None
-            if on_progress:
-                total = probe_duration(source, sampling_rate)
-                on_progress(Progress(0.0, total))
-            for features in self._features(recording, source, sampling_rate):
-                group.append((recording, features))
+        group: list[_Window] = []
+        start = kept.samples / SAMPLE_RATE if kept else 0.0
+        events = ahead(self._hear(sources, sampling_rate, cuts, known, on_progress is not None), self.group_windows)
+        for event in events:
+            if isinstance(event, _Window):
+                event.recording.samples.append(event.samples)
+                event.recording.silent.append(event.silent)
+                event.recording.audio_digest = event.audio_digest
+                group.append(event)
                 if len(group) == self.group_windows:
-                    self._run(group)
-                    if on_progress:
-                        on_progress(Progress(sum(recording.samples) / SAMPLE_RATE, total))
-            recording.complete = True
+                    fresh = group[0].features is not None
+                    self._run(group, kept)
+                    if on_progress and fresh:
+                        heard = sum(event.recording.samples) / SAMPLE_RATE
+                        on_progress(Progress(heard, event.recording.total_seconds))
+            elif isinstance(event, _Begun):
+                waiting.append(event.recording)
+                if on_progress:
+                    on_progress(Progress(start, event.recording.total_seconds))
+            else:
+                event.recording.complete = True
             while waiting and waiting[0].complete and len(waiting[0].tokens) == len(waiting[0].samples):
                 yield self._memory(waiting.pop(0))
-        self._run(group)
+        self._run(group, kept)
         for recording in waiting:
             yield self._memory(recording)
 
+    def _hear(
+        self,
+        sources: Iterable[tuple[str, AudioSource]],
+        sampling_rate: float | None,
+        cuts: Cuts,
+        known: int,
+        probe: bool,
+    ) -> Iterator[_Begun | _Window | _Ended]:
+        """What runs ahead of the model: of each recording its beginning, its windows and its end.
+
+        Args:
+            known: windows whose tokens are kept from before: they are read, but not looked at.
+            probe: whether anybody wants to know how long the recordings are.
+        """
+        for name, source in sources:
+            before = _file_stamp(source)
+            recording = _Recording(name, probe_duration(source, sampling_rate) if probe else None)
+            yield _Begun(recording)
+            digest = hashlib.sha256()
+            for samples, features in self._features(recording, source, sampling_rate, cuts, known):
+                digest.update(np.ascontiguousarray(samples, dtype=np.float32).tobytes())
+                length, silent = len(samples), is_silent(samples)
+                del samples
+                yield _Window(recording, features, length, silent, digest.digest())
+                del features
+            if _file_stamp(source) != before:
+                raise AudioError(f"{name} changed while it was read: wait until it is written, and run this again.")
+            yield _Ended(recording)
+
     def _features(
-        self, recording: _Recording, source: AudioSource, sampling_rate: float | None
-    ) -> Iterator[torch.Tensor]:
-        """Log-mel windows (mel bins, 3000), one by one."""
+        self, recording: _Recording, source: AudioSource, sampling_rate: float | None, cuts: Cuts, known: int
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor | None]]:
+        """Windows (samples,) and their log-mel (mel bins, 3000), one by one; no log-mel for the first `known`."""
         mels = self.model.config.audio_config.num_mel_bins
         if self.model.config.mel_mode == "authors":
             waveform = load_audio(source, sampling_rate, on_warning=recording.warnings.append)
@@ -118,23 +225,46 @@ class WindowEncoder:
             for index, features in enumerate(whole):
                 # The last window takes what is less than a frame beyond it.
                 stop = None if index + 1 == len(whole) else (index + 1) * WINDOW_SAMPLES
-                _note(recording, waveform[index * WINDOW_SAMPLES : stop])
-                yield features
+                yield waveform[index * WINDOW_SAMPLES : stop], None if index < known else features
             return
-        for window in stream_audio(source, sampling_rate, on_warning=recording.warnings.append):
-            _note(recording, window)
-            yield window_mel([window], mels)[0]
+        blocks = stream_audio(source, sampling_rate, on_warning=recording.warnings.append)
+        for index, window in enumerate(cut(blocks, cuts)):
+            features = None if index < known else window_mel([window], mels)[0]
+            yield window, features
+            del window, features
 
     @torch.inference_mode()
-    def _run(self, group: list[tuple[_Recording, torch.Tensor]]) -> None:
+    def _run(self, group: list[_Window], kept: KeptGroups | None) -> None:
         if not group:
             return
-        features = torch.stack([features for _, features in group]).to(self.model.device)
-        tokens = self.model.get_speech_tokens(features).cpu()
-        for (recording, _), own in zip(group, tokens, strict=True):
+        lengths, digest = [window.samples for window in group], group[-1].audio_digest
+        tokens = kept.take(lengths, digest) if kept else None
+        if tokens is None:
+            tokens = self.tokens(torch.stack([window.features for window in group if window.features is not None]))
+            if kept:
+                kept.append(tokens, lengths, digest)
+        for window, own in zip(group, tokens, strict=True):
             # A view would keep the whole group in memory.
-            recording.tokens.append(own.clone())
+            window.recording.tokens.append(own.clone())
         group.clear()
+
+    @torch.inference_mode()
+    def tokens(self, features: torch.Tensor) -> torch.Tensor:
+        """Log-mel windows (windows, mel bins, 3000) → their tokens (windows, 50, hidden), on the CPU."""
+        device = self.model.device
+        with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
+            tokens = self.model.get_speech_tokens(features.to(device))
+        return tokens.to("cpu", self.dtype)
+
+    def _stamp(self, cuts: Cuts) -> dict[str, object]:
+        """All that decides, to the last bit, what a recording's tokens are."""
+        return {
+            "token_fingerprint": self.fingerprint,
+            "cuts": cuts,
+            "group_windows": self.group_windows,
+            "dtype": str(self.dtype or self.model.dtype),
+            "device": self.model.device.type,
+        }
 
     def _memory(self, recording: _Recording) -> SpeechMemory:
         ends = np.cumsum(recording.samples) / SAMPLE_RATE
@@ -143,10 +273,26 @@ class WindowEncoder:
             token_fingerprint=self.fingerprint,
             name=recording.name,
             duration=float(ends[-1]),
-            audio_sha256=recording.digest.hexdigest(),
+            audio_sha256=recording.audio_digest.hex(),
             warnings=tuple(recording.warnings),
         )
-        return SpeechMemory(torch.stack(recording.tokens), times, torch.tensor(recording.silent), facts)
+        return SpeechMemory(_stacked(recording.tokens), times, torch.tensor(recording.silent), facts)
+
+
+def _stacked(tokens: list[torch.Tensor]) -> torch.Tensor:
+    """As `torch.stack`, but each is given up as it is copied, so that a day of tokens is not held twice."""
+    whole = torch.empty(len(tokens), *tokens[0].shape, dtype=tokens[0].dtype)
+    for index in range(len(tokens) - 1, -1, -1):
+        whole[index] = tokens.pop()
+    return whole
+
+
+def _file_stamp(source: AudioSource) -> tuple[int, int, int] | None:
+    """What shows that a file was changed: its number, size and time; `None` of what is no file."""
+    if not isinstance(source, str | os.PathLike) or not Path(source).is_file():
+        return None
+    facts = os.stat(source)
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
 def name_of(source: AudioSource) -> str:
@@ -164,12 +310,6 @@ def is_silent(samples: np.ndarray) -> bool:
         stretch = samples[start : start + STRETCH_SAMPLES]
         loudest = max(loudest, float(np.mean(np.square(stretch, dtype=np.float64))))
     return loudest < 10 ** (SILENCE_DBFS / 10)
-
-
-def _note(recording: _Recording, samples: np.ndarray) -> None:
-    recording.digest.update(np.ascontiguousarray(samples, dtype=np.float32).tobytes())
-    recording.samples.append(len(samples))
-    recording.silent.append(is_silent(samples))
 
 
 def window_seconds(times: torch.Tensor) -> list[float]:
