@@ -1,6 +1,6 @@
 """Recordings → speech memories: windows stream from the file to the model in groups, and only tokens are kept.
 
-Decoding and log-mel run in a thread ahead of the model. What is held does not grow with the recording but by its tokens.
+Decoding and log-mel run in a thread ahead of the model. What is held grows with the recording by its tokens alone.
 """
 
 import hashlib

@@ -1,7 +1,9 @@
 """The speech memory of a recording: its tokens, 50 for each window, kept so that it is encoded only once."""
 
+import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -71,12 +73,19 @@ class SpeechMemory:
         metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(asdict(self.facts))}
         tensors = {"tokens": self.tokens.contiguous(), "times": self.times, "silent": self.silent}
         with beside(path) as scratch:
-            save_file(tensors, scratch, metadata=metadata)
+            try:
+                save_file(tensors, scratch, metadata=metadata)
+            except SafetensorError as error:  # it has words for the system's error, but not its number
+                raise FastSLMError(
+                    f"{os.fspath(path)} cannot be written ({error}): choose another place, or free some room."
+                ) from error
         return Path(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "SpeechMemory":
-        """Read what `save` wrote.
+        """Open what `save` wrote. Tokens are mapped into memory: each window is read from the disk when it is used.
+
+        A file that is saved over meanwhile changes nothing, for `save` puts a new one in its place.
 
         Raises:
             FastSLMError: there is no such file.
@@ -97,11 +106,47 @@ class SpeechMemory:
                     )
                 facts = json.loads(metadata["facts"])
                 tensors = {key: file.get_tensor(key) for key in ("tokens", "times", "silent")}
+            windows = len(tensors["times"])
+            if any(len(tensor) != windows for tensor in tensors.values()):
+                raise ValueError("its parts differ in their number of windows")
             return cls(**tensors, facts=MemoryFacts(**{**facts, "warnings": tuple(facts["warnings"])}))
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise CheckpointError(
                 f"{name} is no speech memory, or it is damaged ({error}): encode the recording again."
             ) from error
+
+    @classmethod
+    def concatenate(cls, memories: Sequence["SpeechMemory"]) -> "SpeechMemory":
+        """Several recordings as one that plays them one after another; `place_of` finds a second's recording again.
+
+        Its name is those of all, its hash that of their hashes.
+
+        Raises:
+            FastSLMError: there are none.
+            CheckpointError: they were made by different models.
+        """
+        if not memories:
+            raise FastSLMError("There are no speech memories to put together: give at least one.")
+        for memory in memories[1:]:
+            memory.require(memories[0].facts.token_fingerprint)
+        starts = _starts(memories)
+        facts = MemoryFacts(
+            token_fingerprint=memories[0].facts.token_fingerprint,
+            name=", ".join(memory.facts.name for memory in memories),
+            duration=sum(memory.duration for memory in memories),
+            audio_sha256=hashlib.sha256("".join(m.facts.audio_sha256 for m in memories).encode()).hexdigest(),
+            warnings=tuple(
+                warning if memory.facts.name in warning else f"{memory.facts.name}: {warning}"
+                for memory in memories
+                for warning in memory.facts.warnings
+            ),
+        )
+        return cls(
+            tokens=torch.cat([memory.tokens for memory in memories]),
+            times=torch.cat([memory.times + start for memory, start in zip(memories, starts, strict=True)]),
+            silent=torch.cat([memory.silent for memory in memories]),
+            facts=facts,
+        )
 
     def require(self, token_fingerprint: str) -> None:
         """Refuse the memory of another model.
@@ -114,3 +159,15 @@ class SpeechMemory:
                 f"The speech memory of {self.facts.name} was made by another model (its fingerprint is "
                 f"{self.facts.token_fingerprint}, this model's {token_fingerprint}): encode the recording again."
             )
+
+
+def place_of(seconds: float, memories: Sequence[SpeechMemory]) -> tuple[int, float]:
+    """Which of several memories a second of their concatenation belongs to, and which second of it that is."""
+    starts = _starts(memories)
+    index = max(index for index, start in enumerate(starts) if index == 0 or start <= seconds)
+    return index, seconds - starts[index]
+
+
+def _starts(memories: Sequence[SpeechMemory]) -> list[float]:
+    """Seconds at which each begins when they are played one after another."""
+    return [sum(memory.duration for memory in memories[:index]) for index in range(len(memories))]
