@@ -1,0 +1,172 @@
+"""Answers about long recordings and several of them, and that a second question costs only itself."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from long_memory import long_memory
+from tiny_fastslm import CONTEXT, noise
+
+from fastslm.errors import OptionError
+from fastslm.longform.questions import Answerer
+from fastslm.speech import FastSLM
+
+SHORT: Any = {"max_new_tokens": 8, "repetition": "keep"}
+
+
+@pytest.fixture
+def fresh(tiny: FastSLM, monkeypatch: pytest.MonkeyPatch) -> FastSLM:
+    """The tiny model with nothing kept."""
+    monkeypatch.setattr(tiny, "answerer", Answerer(tiny.model, tiny.processor))
+    return tiny
+
+
+@pytest.fixture
+def places(tiny: FastSLM, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many places each pass through the language model had."""
+    seen: list[int] = []
+    forward = tiny.model.language_model.forward
+
+    def counted(*arguments: Any, inputs_embeds: torch.Tensor, **options: Any) -> Any:
+        seen.append(inputs_embeds.shape[1])
+        return forward(*arguments, inputs_embeds=inputs_embeds, **options)
+
+    monkeypatch.setattr(tiny.model.language_model, "forward", counted)
+    return seen
+
+
+def test_a_second_question_runs_only_itself_and_says_what_it_says_alone(fresh: FastSLM, places: list[int]) -> None:
+    memory = long_memory(fresh, 10)
+    questions = ["Who won?", "And what did the other one say about it?", "Who won?"]
+    kept = []
+    for number, question in enumerate(questions):
+        places.clear()
+        result = fresh.ask(memory, question, **SHORT)
+        kept.append(result.text)
+        assert sum(places) == result.usage.prompt_tokens + max(0, result.usage.text_tokens - 1)
+        assert (result.usage.cached_tokens > 500) == (number > 0)
+        if number:
+            assert result.usage.prompt_tokens < 200
+    for question, text in zip(questions, kept, strict=True):
+        fresh.answerer = Answerer(fresh.model, fresh.processor)
+        assert fresh.ask(memory, question, **SHORT).text == text
+
+
+def test_other_tasks_take_the_same_prefix(fresh: FastSLM) -> None:
+    memory = fresh.encode(noise(65))
+    fresh.summarize(memory, **SHORT)
+    assert fresh.translate(memory, **SHORT).usage.cached_tokens > 150
+    assert fresh.ask(memory, "Who?", **SHORT).usage.cached_tokens > 150
+    assert fresh.ask(fresh.encode(noise(65, 1)), "Who?", **SHORT).usage.cached_tokens == 0
+
+
+def test_a_text_is_that_of_one_prompt_without_any_cache(fresh: FastSLM, monkeypatch) -> None:
+    memory = fresh.encode(noise(100))
+    cached = fresh.ask(memory, "Who won?", **SHORT)
+    monkeypatch.setattr("fastslm.longform.questions.can_keep", lambda model: False)
+    plain = fresh.ask(memory, "Who won?", **SHORT)
+    assert plain.text == cached.text
+    assert plain.usage.prompt_tokens == cached.usage.prompt_tokens
+    with pytest.raises(OptionError, match="cannot be kept"):
+        fresh.ask(memory, "Who won?", prefix_file=Path("a.kv"))
+
+
+def test_a_prefix_file_serves_another_process(fresh: FastSLM, tmp_path: Path) -> None:
+    memory, file = fresh.encode(noise(65)), tmp_path / "talk.kv"
+    first = fresh.ask(memory, "Who won?", prefix_file=file, **SHORT)
+    assert list(tmp_path.iterdir()) == [file]
+    fresh.answerer = Answerer(fresh.model, fresh.processor)
+    second = fresh.ask(memory, "Who won?", prefix_file=file, **SHORT)
+    assert second.text == first.text
+    assert (first.usage.cached_tokens, second.usage.prompt_tokens < 100) == (0, True)
+
+
+def test_beyond_the_context_parts_are_asked_and_cited(fresh: FastSLM, places: list[int]) -> None:
+    memory = long_memory(fresh, 66)
+    result = fresh.ask(memory, "Who won?", max_new_tokens=30, repetition="keep")
+    assert result.usage.method == "map_reduce"
+    assert max(places) <= CONTEXT
+    assert result.spans[0].start == 0
+    assert result.spans[-1].end == 66 * 30
+    assert all(span.text for span in result.spans)
+    assert any(
+        f"in {len(result.spans)} parts, the language model having {CONTEXT} positions" in w for w in result.warnings
+    )
+    again = fresh.ask(memory, "Who won?", max_new_tokens=30, repetition="keep")
+    assert again.text == result.text
+    assert again.usage.cached_tokens > 50 * len(memory.tokens)
+
+
+def test_spans_as_short_as_asked_for_are_cited_and_translations_follow_one_another(fresh: FastSLM) -> None:
+    memory = fresh.encode(noise(150))
+    result = fresh.translate(memory, method="map_reduce", span_seconds=60, **SHORT)
+    assert [(span.start, span.end) for span in result.spans] == [(0, 60), (60, 90), (90, 150)]
+    assert result.text == " ".join(span.text or "" for span in result.spans)
+
+
+def test_a_silent_part_is_not_asked_and_not_cited(fresh: FastSLM) -> None:
+    recording = noise(120)
+    recording[30 * 16_000 : 60 * 16_000] = 0
+    result = fresh.ask(recording, "Who?", method="map_reduce", span_seconds=30, **SHORT)
+    assert (30, 60) not in [(span.start, span.end) for span in result.spans]
+    assert len(result.spans) == 3
+    assert result.usage.coverage == pytest.approx(0.75)
+
+
+def test_several_recordings_are_asked_about_together_and_cited_by_name(fresh: FastSLM) -> None:
+    memories = [fresh.encoder.encode(noise(40, seed), name=f"clip {seed}") for seed in range(3)]
+    result = fresh.ask(memories, "Who?", **SHORT)
+    assert [(s.recording, s.start, s.end) for s in result.spans] == [(f"clip {n}", 0, 40) for n in range(3)]
+    assert result.usage.audio_tokens == 300
+    assert result.duration == 120
+    assert fresh.ask(memories[::-1], "Who?", **SHORT).usage.cached_tokens == 0
+    parts = fresh.ask(memories, "Who?", method="map_reduce", **SHORT)
+    assert [s.recording for s in parts.spans] == [f"clip {n}" for n in range(3)]
+    with pytest.raises(OptionError, match="no recording"):
+        fresh.ask([], "Who?")
+
+
+def test_an_answer_that_is_a_loop_is_cut_and_says_so(fresh: FastSLM, monkeypatch) -> None:
+    from fastslm.longform import questions
+    from fastslm.longform.generation import Generated
+
+    def loops(model: Any, processor: Any, ids: Any, budgets: Any, decoding: Any, **inputs: Any) -> list[Generated]:
+        return [Generated("loop", (40,) * 60, "length")]
+
+    monkeypatch.setattr(questions, "write", loops)
+    result = fresh.ask(noise(1), "Who?")
+    assert result.finish_reason == "repetition"
+    assert len(result.text) == 1
+    assert any("again and again" in warning for warning in result.warnings)
+    assert fresh.ask(noise(1), "Who?", repetition="keep").text == "loop"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "wole"}, "choose one of auto, whole, map_reduce"),
+        ({"method": "whole", "span_seconds": 60}, "by the method map_reduce"),
+        ({"span_seconds": 10}, "give 30 or more"),
+        ({"method": "map_reduce", "prefix_file": Path("a")}, "leave one of them out"),
+        ({"max_new_tokens": 0}, "1 or more"),
+        ({"repetition": "off"}, "choose one of retry"),
+    ],
+)
+def test_options_that_cannot_be_met_are_refused_before_anything_is_read(
+    tiny: FastSLM, options: Any, words: str
+) -> None:
+    with pytest.raises(OptionError, match=words):
+        tiny.ask("missing.wav", "Who?", **options)
+
+
+def test_a_prefix_file_of_a_recording_that_needs_several_prompts_is_refused(fresh: FastSLM, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="needs several"):
+        fresh.ask(long_memory(fresh, 66), "Who?", prefix_file=tmp_path / "a.kv")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_asked_of_silence(fresh: FastSLM, places: list[int]) -> None:
+    result = fresh.summarize(np.zeros(40 * 16_000, np.float32))
+    assert (result.text, result.finish_reason, places) == ("", "silence", [])

@@ -1,0 +1,79 @@
+"""What is done about loops, with readers that are made up: no weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from fastslm.errors import OptionError
+from fastslm.longform.generation import PLAIN, Decoding
+from fastslm.longform.readers import Reading
+from fastslm.longform.repetition import RETRIES, check_repetition, guarded
+
+GOOD = tuple(range(30))
+LOOP = (1, 2, 3, *(7, 8, 9) * 12)
+
+
+def _text(ids: Sequence[int]) -> str:
+    return " ".join(map(str, ids))
+
+
+@dataclass
+class _Reader:
+    """Reads item `i` as `texts[i]`, or under a retry's decoding as `again` says."""
+
+    texts: list[tuple[int, ...]]
+    again: dict[Decoding, Reading] = field(default_factory=dict)
+    asked: list[tuple[list[int], Decoding]] = field(default_factory=list)
+
+    def __call__(self, rows: Sequence[int], decoding: Decoding) -> list[Reading]:
+        self.asked.append((list(rows), decoding))
+        return [self.again.get(decoding, Reading(_text(self.texts[row]), (), self.texts[row])) for row in rows]
+
+
+@pytest.mark.parametrize("repetition", ["retry", "cut"])
+def test_a_text_without_a_loop_is_the_same_with_the_guard_and_without(repetition) -> None:
+    guard_off, guard_on = _Reader([GOOD] * 3), _Reader([GOOD] * 3)
+    assert guarded(guard_on, 3, _text, repetition) == guarded(guard_off, 3, _text, "keep")
+    assert len(guard_on.asked) == len(guard_off.asked) == 1
+
+
+def test_only_the_text_with_a_loop_is_read_again() -> None:
+    good = Reading("good", (), GOOD)
+    reader = _Reader([GOOD, LOOP, GOOD], {RETRIES[0]: good})
+    readings = guarded(reader, 3, _text, "retry")
+    assert [rows for rows, _ in reader.asked] == [[0, 1, 2], [1]]
+    assert [reading.text for reading in readings] == [_text(GOOD), "good", _text(GOOD)]
+    assert [reading.attempts for reading in readings] == [1, 2, 1]
+    assert [reading.finish_reason for reading in readings] == ["stop"] * 3
+
+
+def test_what_loops_whatever_is_tried_is_cut_to_one_copy_and_says_so() -> None:
+    reader = _Reader([LOOP])
+    (reading,) = guarded(reader, 1, _text, "retry")
+    assert [decoding for _, decoding in reader.asked[1:]] == list(RETRIES)
+    assert reading.ids == (1, 2, 3, 7, 8, 9)
+    assert reading.text == _text(reading.ids)
+    assert (reading.finish_reason, reading.attempts) == ("repetition", 1 + len(RETRIES))
+
+
+def test_a_retry_that_does_not_come_to_its_end_is_no_remedy() -> None:
+    unending = Reading("unending", (), GOOD, "length")
+    reader = _Reader([LOOP], {RETRIES[0]: unending, RETRIES[1]: unending})
+    (reading,) = guarded(reader, 1, _text, "retry")
+    assert reading.finish_reason == "repetition"
+
+
+def test_cut_reads_nothing_again_and_keep_changes_nothing() -> None:
+    reader = _Reader([LOOP])
+    (cut,) = guarded(reader, 1, _text, "cut")
+    (kept,) = guarded(reader, 1, _text, "keep")
+    assert len(reader.asked) == 2
+    assert reader.asked[1][1] == PLAIN
+    assert cut.ids == (1, 2, 3, 7, 8, 9)
+    assert kept.ids == LOOP
+
+
+def test_another_word_for_it_is_refused() -> None:
+    with pytest.raises(OptionError, match="choose one of retry, cut, keep"):
+        check_repetition("often")
