@@ -58,6 +58,21 @@ class Composing:
             raise OptionError(f"{self.count} compositions are not possible: ask for at least 1.")
 
 
+def minutes_range(text: str) -> tuple[float, float]:
+    """The shortest and longest from "1-15".
+
+    Raises:
+        OptionError: it is no such range.
+    """
+    low, separator, high = text.partition("-")
+    try:
+        if separator:
+            return float(low), float(high)
+    except ValueError:
+        pass
+    raise OptionError(f"{text!r} is no range of minutes: give the shortest and the longest, such as 1-15.")
+
+
 def compose(
     clips: Sequence[Clip],
     composing: Composing,

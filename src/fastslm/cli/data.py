@@ -1,0 +1,226 @@
+"""`fastslm data`: manifests looked through, imported, composed, turned into tasks, mixed."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastslm.cli.files import progress_bar
+from fastslm.errors import OptionError
+
+app = typer.Typer(no_args_is_help=True, help="Training data: validate, import, compose, synthesize, mix.")
+
+Manifest = Annotated[Path, typer.Argument(metavar="MANIFEST", help="JSONL with one clip a line.", show_default=False)]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="The manifest to write.", show_default=False)]
+Seed = Annotated[int, typer.Option(min=0, help="Decides everything that is drawn.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
+
+
+@app.callback()
+def root() -> None:
+    """Make and check training data."""
+
+
+@app.command()
+def validate(
+    manifests: Annotated[
+        list[Path], typer.Argument(metavar="MANIFEST...", help="JSONL with one clip a line.", show_default=False)
+    ],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Decode nothing: durations are then what the files state.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array, one object for each MANIFEST.")] = False,
+) -> None:
+    """Find every fault of manifests: one line each, and exit status 2 if there is any."""
+    from fastslm.data.validation import Fault, validate
+
+    def tell(fault: Fault) -> None:
+        if not as_json:
+            typer.echo(f"fastslm: {fault.sentence}", err=True)
+
+    reports = []
+    for manifest in manifests:
+        with progress_bar(manifest.name) as show:
+            on_clip = lambda done: show(done, None, f"{done} clips")  # noqa: E731
+            reports.append(validate(manifest, decode=not quick, on_fault=tell, on_clip=on_clip))
+    if as_json:
+        typer.echo(json.dumps([report.as_json() for report in reports], ensure_ascii=False))
+    else:
+        typer.echo("\n".join(report.summary() for report in reports))
+    if any(report.faults for report in reports):
+        raise typer.Exit(2)
+
+
+@app.command("import")
+def import_command(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder, or a parquet file.", show_default=False)],
+    out: Out,
+    kind: Annotated[str, typer.Option(help="librispeech, commonvoice or hf.", show_default=False)],
+    split: Annotated[
+        str | None, typer.Option(help="Of commonvoice: which table, by default validated.", show_default=False)
+    ] = None,
+    audio_column: Annotated[str | None, typer.Option(help="Of hf.", show_default=False)] = None,
+    text_column: Annotated[str | None, typer.Option(help="Of hf.", show_default=False)] = None,
+    id_column: Annotated[str | None, typer.Option(help="Of hf.", show_default=False)] = None,
+    translation_column: Annotated[str | None, typer.Option(help="Of hf.", show_default=False)] = None,
+    target_language: Annotated[str | None, typer.Option(help="Of the translations.", show_default=False)] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Of the speech in hf, where no column names it.", show_default=False)
+    ] = None,
+    skip_faulty: Annotated[
+        bool, typer.Option("--skip-faulty", help="Leave faulty clips out and say each, instead of stopping.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a manifest of a corpus on disk. Of hf, the audio goes to tar shards beside it."""
+    from fastslm.data.importing import import_corpus
+    from fastslm.data.parquet import Columns
+
+    faults: list[str] = []
+
+    def tell(sentence: str) -> None:
+        faults.append(sentence)
+        typer.echo(f"fastslm: left out: {sentence}", err=True)
+
+    columns = Columns(audio_column, text_column, id_column, translation_column, target_language, language)
+    with progress_bar(out.name) as show:
+        clips, seconds = import_corpus(
+            source,
+            out,
+            kind,
+            split=split,
+            columns=columns,
+            on_fault=tell if skip_faulty else None,
+            on_clip=lambda done: show(done, None, f"{done} clips"),
+        )
+    report = {"manifest": str(out), "clips": clips, "hours": round(seconds / 3600, 4), "left_out": len(faults)}
+    left = f", {len(faults)} left out" if faults else ""
+    _say(report, f"{out}: {clips} clips, {seconds / 3600:.2f} hours{left}", as_json)
+
+
+@app.command()
+def compose(
+    manifest: Manifest,
+    out: Out,
+    by: Annotated[str, typer.Option(help="random, speaker or semantic.")] = "random",
+    minutes: Annotated[str, typer.Option(help="The shortest and the longest, as 1-15.")] = "1-15",
+    count: Annotated[int, typer.Option(min=1, help="How many compositions.")] = 100,
+    seed: Seed = 0,
+    needles: Annotated[
+        Path | None,
+        typer.Option(help="A manifest of which one clip is put into each composition.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compose long recordings of a manifest's clips, as references into their audio."""
+    from fastslm.data.composition import Composing, compose, minutes_range
+    from fastslm.data.manifest import read_manifest, write_manifest
+
+    composing = Composing(by, minutes_range(minutes), count, seed)
+    clips = read_manifest(manifest)
+    hidden = read_manifest(needles) if needles is not None else []
+    embed = None
+    if by == "semantic":
+        from transformers.utils import logging
+
+        from fastslm.data.embeddings import sentence_embeddings
+
+        logging.disable_progress_bar()
+        embed = sentence_embeddings
+    rows = compose(clips, composing, out.resolve().parent, needles=hidden, embed=embed)
+    write_manifest(out, rows)
+    pieces = sum(len(row["segments"]) for row in rows)
+    seconds = sum(row["duration"] for row in rows)
+    report = {"manifest": str(out), "compositions": len(rows), "pieces": pieces, "hours": round(seconds / 3600, 4)}
+    _say(report, f"{out}: {len(rows)} compositions of {pieces} pieces, {seconds / 3600:.2f} hours", as_json)
+
+
+@app.command()
+def synthesize(
+    manifest: Annotated[
+        Path,
+        typer.Argument(metavar="MANIFEST", help="JSONL with a clip a line; with --tts, text.", show_default=False),
+    ],
+    out: Out,
+    tasks: Annotated[
+        str, typer.Option(help="Which tasks to make, with commas.")
+    ] = "transcribe,translate,summarize,ask",
+    questions: Annotated[int, typer.Option(min=0, help="About each clip with text; half about what is not said.")] = 2,
+    seed: Seed = 0,
+    tts: Annotated[
+        bool, typer.Option("--tts", help="Speak text (JSONL with text, or a passage a line) instead.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make tasks with their answers of what a manifest knows of its clips, or, with --tts, clips of text."""
+    if tts:
+        _speak(manifest, out, seed, as_json)
+        return
+    from fastslm.data.manifest import read_manifest, write_manifest
+    from fastslm.data.synthesis import synthesize, tally
+
+    wanted = [task.strip() for task in tasks.split(",") if task.strip()]
+    if not wanted:
+        raise OptionError("No task is asked for: name some by --tasks, such as transcribe,ask.")
+    rows = synthesize(read_manifest(manifest), out.resolve().parent, wanted, seed, questions)
+    write_manifest(out, rows)
+    counts = tally(rows)
+    parts = (
+        f"{task} {sum(k.values())} ({', '.join(f'{n} {kind}' for kind, n in k.items())})" for task, k in counts.items()
+    )
+    _say(
+        {"manifest": str(out), "rows": len(rows), "tasks": counts},
+        f"{out}: {len(rows)} rows: {'; '.join(parts)}",
+        as_json,
+    )
+
+
+@app.command()
+def mix(
+    out: Out,
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="MANIFEST=WEIGHT...", help="Manifests; a weight is 1 by default.", show_default=False),
+    ],
+    count: Annotated[
+        int | None, typer.Option(min=1, help="How many rows; by default as many as fit without any twice.")
+    ] = None,
+    epoch: Annotated[int, typer.Option(min=0, help="A later one goes on with what those before it left.")] = 0,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Mix manifests by weights, in an order by seed, without any row twice before its manifest is used up."""
+    from fastslm.data.manifest import write_manifest
+    from fastslm.data.mixture import Source, mix
+
+    rows = mix([Source.named(text) for text in sources], out.resolve().parent, count, seed, epoch)
+    write_manifest(out, rows)
+    shares: dict[str, int] = {}
+    for row in rows:
+        shares[row["mixed_from"]] = shares.get(row["mixed_from"], 0) + 1
+    parts = ", ".join(f"{name} {number}" for name, number in sorted(shares.items()))
+    _say({"manifest": str(out), "rows": len(rows), "sources": shares}, f"{out}: {len(rows)} rows: {parts}", as_json)
+
+
+def _speak(text: Path, out: Path, seed: int, as_json: bool) -> None:
+    from time import monotonic
+
+    from fastslm.data.shards import sharded_manifest
+    from fastslm.data.speaking import read_passages, speak
+
+    passages = read_passages(text)
+    started = monotonic()
+    with progress_bar(out.name) as show, sharded_manifest(out) as writer:
+        count = len(passages)
+        writer.rows += speak(passages, writer, seed, lambda done: show(done, count, f"{done} of {count} passages"))
+    took = monotonic() - started
+    seconds = sum(row["duration"] for row in writer.rows)
+    report = {"manifest": str(out), "clips": len(writer.rows), "hours": round(seconds / 3600, 4)}
+    report["speech_seconds_a_second"] = round(seconds / took, 1)
+    said = f"{out}: {len(writer.rows)} clips, {seconds / 3600:.2f} hours, {seconds / took:.0f} s of speech a second"
+    _say(report, said, as_json)
+
+
+def _say(report: dict[str, Any], sentence: str, as_json: bool) -> None:
+    typer.echo(json.dumps(report, ensure_ascii=False) if as_json else sentence)
