@@ -8,6 +8,7 @@ from typing import Any
 
 from fastslm.audio import AudioSource
 from fastslm.errors import OptionError
+from fastslm.longform.cuts import Cuts
 from fastslm.longform.encoder import OnProgress, WindowEncoder, name_of
 from fastslm.longform.fingerprint import model_fingerprint
 from fastslm.longform.memory import SUFFIX, SpeechMemory
@@ -51,24 +52,38 @@ class FastSLM:
         return model_fingerprint(self.model)
 
     def encode(
-        self, source: Source, *, sampling_rate: float | None = None, on_progress: OnProgress | None = None
+        self,
+        source: Source,
+        *,
+        sampling_rate: float | None = None,
+        cuts: Cuts | None = None,
+        kept_at: str | os.PathLike | None = None,
+        on_progress: OnProgress | None = None,
     ) -> SpeechMemory:
-        """The recording as 50 tokens for each 30 s: every task takes it in place of the audio, and answers the same.
+        """The recording as 50 tokens for each window: every task takes it in place of the audio, and answers the same.
 
         Args:
             sampling_rate: Hz, of an array.
+            cuts: where windows end: `fixed` (default), every 30 s; `quiet`, at the quietest place within the last 5 s
+                of each 30, so that no word is split.
+            kept_at: a file for what is finished, from which a stopped encoding goes on; to be deleted afterwards.
             on_progress: told how far it is, from time to time.
 
         Raises:
             AudioError: the recording cannot be read.
+            OptionError: unknown cuts, or such as the model does not allow.
             CheckpointError: a memory of another model.
         """
         memory = _memory(source)
         if memory is None:
             assert not isinstance(source, SpeechMemory)
-            return self.encoder.encode(source, sampling_rate, on_progress=on_progress)
+            return self.encoder.encode(
+                source, sampling_rate, cuts=cuts or "fixed", kept_at=kept_at, on_progress=on_progress
+            )
         if sampling_rate is not None:
             raise OptionError("A sampling rate was given with a speech memory: leave it out, it belongs to arrays.")
+        if cuts is not None:
+            raise OptionError(f"Cuts {cuts!r} were asked of a speech memory, which is cut already: leave them out.")
         memory.require(self.encoder.fingerprint)
         return memory
 
@@ -82,6 +97,7 @@ class FastSLM:
         method: Method = "window",
         context_windows: int | None = None,
         repetition: Repetition = "retry",
+        cuts: Cuts | None = None,
         sampling_rate: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> Transcript:
@@ -89,7 +105,7 @@ class FastSLM:
 
         Args:
             language, reader, max_new_tokens, method, context_windows, repetition: those of `TranscriptionOptions`.
-            sampling_rate, on_progress: those of `encode`.
+            cuts, sampling_rate, on_progress: those of `encode`.
 
         Raises:
             AudioError: the recording cannot be read.
@@ -99,7 +115,7 @@ class FastSLM:
         started = monotonic()
         options = TranscriptionOptions(language, reader, max_new_tokens, method, context_windows, repetition)
         options = options.resolved(self.model)
-        memory = self.encode(source, sampling_rate=sampling_rate, on_progress=on_progress)
+        memory = self.encode(source, sampling_rate=sampling_rate, cuts=cuts, on_progress=on_progress)
         (transcript,) = self.transcriber.transcribe(iter([memory]), options, started)
         return transcript
 
@@ -113,6 +129,7 @@ class FastSLM:
         method: Method = "window",
         context_windows: int | None = None,
         repetition: Repetition = "retry",
+        cuts: Cuts | None = None,
     ) -> Iterator[Transcript]:
         """As `transcribe`, for many recordings, in their order: short ones share the model's batches.
 
@@ -120,7 +137,7 @@ class FastSLM:
         """
         options = TranscriptionOptions(language, reader, max_new_tokens, method, context_windows, repetition)
         options = options.resolved(self.model)
-        memories = self.encoder.encode_many((name_of(source), source) for source in sources)
+        memories = self.encoder.encode_many(((name_of(own), own) for own in sources), cuts=cuts or "fixed")
         yield from self.transcriber.transcribe(memories, options)
 
     def translate(self, source: Sources, to: str = "ko", **options: Any) -> Answer:

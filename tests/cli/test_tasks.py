@@ -276,3 +276,51 @@ def test_a_damaged_file_is_heard_as_far_as_it_goes_with_a_warning(fastslm, tmp_p
     (warning,) = json.loads(out)["warnings"]
     assert "cut short or damaged" in warning
     assert warning in err
+
+
+# Cuts and resumption
+
+
+def test_quiet_cuts_move_the_segments_and_lose_nothing(fastslm, tmp_path: Path, encode) -> None:
+    samples = noise(40)
+    samples[27 * 16_000 : 27 * 16_000 + 8000] = 0
+    file = encode(tmp_path / "a.wav", samples)
+    _, out, _ = fastslm("transcribe", file, "--json", "--cuts", "quiet")
+    ((start, middle), (same, end)) = [(s["start"], s["end"]) for s in json.loads(out)["segments"]]
+    assert (start, middle, end) == (0, same, 40)
+    assert 27 < middle < 27.5
+
+
+def test_a_wrong_cut_is_a_sentence_and_a_memory_is_not_cut_again(fastslm, talk: Path, tmp_path: Path) -> None:
+    assert "did you mean 'quiet'" in fastslm("encode", talk, "--cuts", "quit", "--output-dir", tmp_path / "o")[2]
+    fastslm("encode", talk, "--output-dir", tmp_path / "o")
+    status, _, err = fastslm("transcribe", tmp_path / "o" / "talk.fslm", "--cuts", "quiet")
+    assert status == 2
+    assert "cut already" in err
+
+
+def test_ctrl_c_in_a_long_encoding_says_where_it_goes_on_and_it_does(
+    fastslm, tmp_path: Path, monkeypatch, encode
+) -> None:
+    file = encode(tmp_path / "long.wav", noise(200))
+    ordinary = encoder.WindowEncoder.tokens
+    calls = 0
+
+    def once(self, features):
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise KeyboardInterrupt
+        return ordinary(self, features)
+
+    monkeypatch.setattr(encoder.WindowEncoder, "tokens", once)
+    status, out, err = fastslm("encode", file, "--output-dir", tmp_path / "out")
+    assert (status, out) == (130, "")
+    kept = tmp_path / "out" / "long.fslm.partial"
+    assert f"{kept} holds what is done" in err
+    assert list((tmp_path / "out").iterdir()) == [kept]
+    monkeypatch.undo()
+    status, out, err = fastslm("encode", file, "--output-dir", tmp_path / "out")
+    assert (status, out) == (0, f"{tmp_path / 'out' / 'long.fslm'}\n")
+    assert f"goes on at 2:00, from {kept}" in err
+    assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "long.fslm"]

@@ -24,3 +24,10 @@ MaxNewTokens = Annotated[
 Reader = Annotated[
     str, typer.Option(help="What reads the speech tokens: ctc, llm, or auto, the better of the two in this model.")
 ]
+Cuts = Annotated[
+    str | None,
+    typer.Option(
+        help="Where windows end: fixed, every 30 s, or quiet, at the quietest place shortly before; fixed by default.",
+        show_default=False,
+    ),
+]

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastslm.cli.files import for_each_file, output_paths, warn
-from fastslm.cli.options import AsJson, Device, DType, Files, MaxNewTokens, Model, OutputDir, Reader
+from fastslm.cli.options import AsJson, Cuts, Device, DType, Files, MaxNewTokens, Model, OutputDir, Reader
 from fastslm.errors import OptionError
 
 if TYPE_CHECKING:
     from fastslm.longform.encoder import OnProgress
     from fastslm.longform.memory import SpeechMemory
-    from fastslm.longform.results import Answer, Transcript
+    from fastslm.longform.results import Answer, Progress, Transcript
     from fastslm.speech import FastSLM
 
 DEFAULT_MODEL = "fastslm-tiny"
@@ -35,6 +35,7 @@ def transcribe(
     ] = None,
     reader: Reader = "auto",
     max_new_tokens: MaxNewTokens = None,
+    cuts: Cuts = None,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -55,6 +56,7 @@ def transcribe(
             language=language,
             reader=reader,  # type: ignore[arg-type]
             max_new_tokens=max_new_tokens,
+            cuts=cuts,  # type: ignore[arg-type]
             on_progress=on_progress,
         )
 
@@ -151,21 +153,49 @@ def encode(
     files: Files,
     model: Model = DEFAULT_MODEL,
     output_dir: Annotated[Path, typer.Option(help="Folder of the memories.")] = Path(),
+    cuts: Cuts = None,
     as_json: AsJson = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
-    """Keep what the model hears: FILE.fslm, which every task takes in place of the recording."""
+    """Keep what the model hears: FILE.fslm, which every task takes in place of the recording.
+
+    What is finished of a long recording is kept in FILE.fslm.partial; stopped or killed, the same command goes on there.
+    """
+    from fastslm.longform import resumption
     from fastslm.longform.memory import SUFFIX
+    from fastslm.longform.results import clock
 
     targets = output_paths(files, output_dir, SUFFIX)
 
+    def partial(file: Path) -> Path:
+        return targets[file].with_name(targets[file].name + resumption.SUFFIX)
+
     def work(loaded: "FastSLM", file: Path, on_progress: "OnProgress") -> "SpeechMemory":
-        return loaded.encode(file, on_progress=on_progress)
+        begun = False
+
+        def show(progress: "Progress") -> None:
+            nonlocal begun
+            if not begun and progress.seconds:
+                typer.echo(f"fastslm: {file} goes on at {clock(progress.seconds)}, from {partial(file)}.", err=True)
+            begun = True
+            on_progress(progress)
+
+        if file.suffix.lower() == SUFFIX:
+            return loaded.encode(file, cuts=cuts)  # type: ignore[arg-type]
+        try:
+            return loaded.encode(file, cuts=cuts, kept_at=partial(file), on_progress=show)  # type: ignore[arg-type]
+        except KeyboardInterrupt:
+            if partial(file).exists():
+                typer.echo(
+                    f"\nfastslm: {partial(file)} holds what is done: the same command goes on from it.", err=True
+                )
+            raise
 
     def hand_over(loaded: "FastSLM", file: Path, memory: "SpeechMemory") -> None:
         warn(file, memory.facts.warnings)
         path = memory.save(targets[file])
+        partial(file).unlink(missing_ok=True)
         if as_json:
             facts = {"memory": str(path), "duration": round(memory.duration, 3), "windows": len(memory.tokens)}
             _print_json(file, loaded, {**facts, "audio_tokens": memory.audio_tokens})

@@ -123,13 +123,6 @@ class KeptGroups:
         except OSError as error:
             raise self._failed(error) from error
 
-    def remove(self) -> None:
-        """Delete the file: its result is written."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        self.path.unlink(missing_ok=True)
-
     def _read(self) -> list[KeptGroup]:
         """What is whole in the file; the rest is cut off."""
         groups: list[KeptGroup] = []

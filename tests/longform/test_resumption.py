@@ -1,0 +1,143 @@
+"""Encodings that are stopped go on to the same bits."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_fastslm import noise
+
+from fastslm.errors import FastSLMError
+from fastslm.longform.encoder import WindowEncoder
+from fastslm.longform.memory import SpeechMemory
+from fastslm.longform.resumption import KeptGroups
+from fastslm.speech import FastSLM
+
+RECORDING = noise(250)
+
+
+class Stopped(Exception):
+    """What a test stops an encoding with."""
+
+
+def _encode_until(encoder: WindowEncoder, kept: Path, seconds: float, recording: np.ndarray = RECORDING) -> None:
+    def stop(progress) -> None:
+        if progress.seconds >= seconds:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        encoder.encode(recording, kept_at=kept, on_progress=stop)
+
+
+def test_a_stopped_encoding_goes_on_where_it_was_to_the_same_bits(tiny: FastSLM, tmp_path: Path) -> None:
+    kept = tmp_path / "talk.fslm.partial"
+    _encode_until(tiny.encoder, kept, 240)
+    seen: list[float] = []
+    memory = tiny.encoder.encode(RECORDING, kept_at=kept, on_progress=lambda p: seen.append(p.seconds))
+    expected = tiny.encoder.encode(RECORDING)
+    assert seen[0] == 240
+    assert torch.equal(memory.tokens, expected.tokens)
+    assert torch.equal(memory.times, expected.times)
+    assert torch.equal(memory.silent, expected.silent)
+    assert memory.facts == expected.facts
+    assert [path.name for path in tmp_path.iterdir()] == [kept.name]
+
+
+@pytest.mark.parametrize("lost", [1, 40, 5000])
+def test_a_group_that_was_half_written_is_encoded_again(tiny: FastSLM, tmp_path: Path, lost: int) -> None:
+    kept = tmp_path / "talk.fslm.partial"
+    _encode_until(tiny.encoder, kept, 240)
+    os.truncate(kept, kept.stat().st_size - lost)
+    seen: list[float] = []
+    memory = tiny.encoder.encode(RECORDING, kept_at=kept, on_progress=lambda p: seen.append(p.seconds))
+    assert seen[0] == 120
+    assert torch.equal(memory.tokens, tiny.encoder.encode(RECORDING).tokens)
+
+
+def test_what_was_kept_in_another_way_is_not_used(tiny: FastSLM, tmp_path: Path) -> None:
+    kept = tmp_path / "talk.fslm.partial"
+    _encode_until(tiny.encoder, kept, 120)
+    other = WindowEncoder(tiny.model, dtype=torch.bfloat16)
+    seen: list[float] = []
+    memory = other.encode(RECORDING, kept_at=kept, on_progress=lambda p: seen.append(p.seconds))
+    assert seen[0] == 0
+    assert torch.equal(memory.tokens, other.encode(RECORDING).tokens)
+
+
+def test_another_recording_does_not_go_on_from_this_one(tiny: FastSLM, tmp_path: Path) -> None:
+    kept = tmp_path / "talk.fslm.partial"
+    _encode_until(tiny.encoder, kept, 240)
+    changed = RECORDING.copy()
+    changed[200 * 16_000] += 0.1
+    with pytest.raises(FastSLMError, match="the beginning of another recording"):
+        tiny.encoder.encode(changed, kept_at=kept)
+
+
+def test_two_processes_do_not_keep_in_one_file(tmp_path: Path) -> None:
+    with (
+        KeptGroups(tmp_path / "a.partial", {}),
+        pytest.raises(FastSLMError, match="another process"),
+        KeptGroups(tmp_path / "a.partial", {}),
+    ):
+        pass
+
+
+def test_a_full_disk_is_a_sentence_and_what_was_whole_stays(tiny: FastSLM, tmp_path: Path, monkeypatch) -> None:
+    kept = tmp_path / "talk.fslm.partial"
+    _encode_until(tiny.encoder, kept, 120)
+    size = kept.stat().st_size
+
+    class Full:
+        def __init__(self, file) -> None:
+            self.file = file
+
+        def write(self, content: bytes) -> None:
+            self.file.write(content[:100])
+            raise OSError(28, os.strerror(28))
+
+        def __getattr__(self, name: str):
+            return getattr(self.file, name)
+
+    ordinary = Path.open
+    monkeypatch.setattr(
+        Path,
+        "open",
+        lambda path, mode="r", **o: Full(ordinary(path, mode)) if mode == "ab" else ordinary(path, mode, **o),
+    )
+    with pytest.raises(FastSLMError, match="No space left on device"):
+        tiny.encoder.encode(RECORDING, kept_at=kept)
+    monkeypatch.undo()
+    with KeptGroups(kept, tiny.encoder._stamp("fixed")) as groups:
+        assert groups.windows == 4
+    assert kept.stat().st_size == size
+
+
+def test_a_killed_command_goes_on_to_the_memory_of_one_that_was_not(
+    tiny: FastSLM, tiny_checkpoint: Path, tmp_path: Path, encode
+) -> None:
+    """The kill is a real one: SIGKILL, as soon as the first groups are kept."""
+    file = encode(tmp_path / "talk.wav", noise(600))
+    kept, target = tmp_path / "out" / "talk.fslm.partial", tmp_path / "out" / "talk.fslm"
+    program = "import sys, torch; torch.set_num_threads(int(sys.argv.pop(1))); from fastslm.cli import main; main()"
+    command = [sys.executable, "-c", program, str(torch.get_num_threads()), "encode", str(file)]
+    command += ["--model", str(tiny_checkpoint), "--output-dir", str(target.parent)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    running = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    while running.poll() is None and not kept.exists():
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    assert not target.exists()
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "goes on at" in done.stderr
+    assert list(target.parent.iterdir()) == [target]
+    expected = tiny.encoder.encode(file)
+    memory = SpeechMemory.load(target)
+    assert torch.equal(memory.tokens, expected.tokens)
+    assert memory.facts == expected.facts
