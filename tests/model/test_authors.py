@@ -115,6 +115,18 @@ def test_every_recorded_tensor_of_the_authors_code_agrees(name, parity, tmp_path
     assert set(load_file(parity / name / "vectors.safetensors")) <= {c.name for c in comparisons}
 
 
+def test_what_users_compute_in_float32_is_the_authors_up_to_rounding(parity):
+    case = ParityCase(parity / "small", None, torch.float32)
+    names = [name for name in case.vectors if name.endswith((".speech_tokens", ".step0_logits", "batch.loss"))]
+    assert len(names) == 7  # three clips, the batch of two and its loss, and the first logits of one and of two rows
+    for name in names:
+        expected = case.vectors[name]
+        value = case.value(name, expected)
+        assert value is not None
+        assert value.dtype is torch.float32
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_case_of_other_sizes_clips_and_windows_agrees(case):
     assert differing(case) == {}
 
@@ -130,13 +142,16 @@ CHANGES = {
     "single.logits_last5": lambda x: torch.full_like(x, float("nan")),
     "word.speech_tokens": lambda x: x[:, 1:],
 }
+# Within the log-mel's tolerance, and beyond that of all else, whatever the clip is called.
+TOLERATED = {"speech.whole.mel.full": lambda x: x + 1.5e-5, "word.mel.last7": lambda x: x - 1.5e-5}
 UNKNOWN = ("word.stage4_tokens", "word.compressed.odd", "other.mel.full", "batch.grad.encoder.more", "generate.m", "x")
 
 
 def test_each_value_that_differs_is_found_and_no_other(case):
     file = case / "vectors.safetensors"
     vectors = load_file(file)
-    save_file({**vectors, **{name: change(vectors[name]).contiguous() for name, change in CHANGES.items()}}, file)
+    changes = {**CHANGES, **TOLERATED}
+    save_file({**vectors, **{name: change(vectors[name]).contiguous() for name, change in changes.items()}}, file)
     assert set(differing(case)) == set(CHANGES)
 
 
@@ -195,7 +210,8 @@ def test_ours_gives_every_row_of_a_batch_the_loss_that_it_has_alone_and_theirs_d
         ids, row_labels = input_ids[row : row + 1], labels[row : row + 1]
         with torch.no_grad():
             alone = authors_batch_forward(model, ids, row_labels, speech, recorded.pad_token_id)["loss"]
-        torch.testing.assert_close(recorded.own_forward("batch", row), alone, atol=1e-5, rtol=1e-5)
+        own = recorded.own_forward("batch", row)  # transformers' loss is float32
+        torch.testing.assert_close(own, alone.float(), atol=1e-5, rtol=1e-5)
     speech = [recorded.clip(clip)["speech_tokens"][0] for clip in recorded.clips_of("batch")]
     with torch.no_grad():
         padded = authors_batch_forward(model, input_ids[[0, 2]], labels[[0, 2]], [speech[0], speech[2]], 256)

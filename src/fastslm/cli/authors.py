@@ -23,6 +23,7 @@ def import_authors(
     """Turn a checkpoint of the authors' code into a folder that FastSLM loads. Sizes are read off the tensors."""
     from fastslm.model.authors import import_authors as run
 
+    _without_bars()
     config = run(checkpoint, out, llm, lora_alpha)
     former = config.hfq_config
     typer.echo(
@@ -44,6 +45,7 @@ def verify_parity(
     """Compare every recorded tensor of a case with what FastSLM computes. Exit status 0: all agree; 1: not all."""
     from fastslm.model.parity import verify_case
 
+    _without_bars()
     comparisons = []
     for comparison in verify_case(case, checkpoint):
         comparisons.append(comparison)
@@ -71,3 +73,10 @@ def verify_parity(
         largest = max(comparison.difference for comparison in comparisons)
         typer.echo(f"All {len(comparisons)} agree, the largest difference is {largest:.2e}.", err=True)
     raise typer.Exit(0 if agree else 1)
+
+
+def _without_bars() -> None:
+    """Without what transformers shows while it loads, which takes a moment only."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
