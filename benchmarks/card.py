@@ -1,11 +1,13 @@
-"""The model card of a checkpoint: every speech set's `test` split, beside Whisper's own decoder on the same clips.
+"""The model card of a checkpoint: every suite on the `test` splits, each beside a baseline on the same clips.
 
-    python benchmarks/card.py checkpoints/fastslm-tiny ../shared/data
+    python benchmarks/card.py checkpoints/fastslm-tiny ../shared/data [--limit 5]
 
-Each row is one `fastslm evaluate asr` command. Results are kept as JSON beside the card, so that what was measured
-before is not measured again, unless the checkpoint has changed.
+Each row is one `fastslm evaluate` command. Results are kept as JSON beside the card, so that what was measured before
+is not measured again, unless the checkpoint has changed, and the tables go into the card. With `--limit`, only the
+first so many clips of each split are heard, and the tables are only printed: a look, not a result.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -13,20 +15,33 @@ import subprocess
 import sys
 from pathlib import Path
 
-SPLITS = (
-    "librispeech/test",
-    "librispeech/test_other",
-    "commonvoice/test",
-    "speechocean/test",
-    "longform/test",
-)
-SYSTEMS = ("fastslm", "whisper")
+SPLITS = {
+    "asr": ("librispeech/test", "librispeech/test_other", "commonvoice/test", "speechocean/test", "longform/test"),
+    "silence": ("environment/test",),
+    "sqqa": ("coffee/test",),
+}
+BASELINES = {"asr": "whisper", "silence": "whisper", "sqqa": "cascade"}
+BASELINE_NAMES = {
+    "whisper": "Whisper tiny.en's decoder",
+    "cascade": "Whisper tiny.en, then the untrained language model",
+}
+# Figure, its title, how it is written; those of recognition have a table of their own.
+FIGURES = {
+    "silence": (("no_words", "clips without words", ".1%"), ("words_per_minute", "words a minute", ".1f")),
+    "sqqa": (
+        ("exact_match", "exact answers", ".1%"),
+        ("token_f1", "token F1", ".3f"),
+        ("not_mentioned", "rightly not mentioned", ".1%"),
+        ("missed", "wrongly not mentioned", ".1%"),
+    ),
+}
 
 
-def measure(checkpoint: Path, data: Path, split: str, system: str) -> dict:
+def measure(checkpoint: Path, data: Path, suite: str, split: str, system: str, limit: int | None) -> dict:
     """One evaluation in a process of its own, as a user would run it."""
-    command = ["fastslm", "evaluate", "asr", "--manifest", str(data / f"{split}.jsonl"), "--json"]
-    command += ["--model", str(checkpoint)] if system == "fastslm" else ["--system", "whisper"]
+    command = ["fastslm", "evaluate", suite, "--manifest", str(data / f"{split}.jsonl"), "--json"]
+    command += ["--model", str(checkpoint)] if system == "fastslm" else ["--system", system]
+    command += [] if limit is None else ["--limit", str(limit)]
     program = Path(sys.executable).with_name(command[0])
     done = subprocess.run([program, *command[1:]], check=True, stdout=subprocess.PIPE, text=True)
     report = json.loads(done.stdout)
@@ -36,52 +51,90 @@ def measure(checkpoint: Path, data: Path, split: str, system: str) -> dict:
     return {**report, "split": split}
 
 
-def results(checkpoint: Path, data: Path) -> list[dict]:
-    """All rows, measured now or kept from before."""
+def results(checkpoint: Path, data: Path, limit: int | None) -> list[dict]:
+    """All rows, measured now or, without a limit, kept from before."""
     kept_at = checkpoint / "results.json"
     with (checkpoint / "model.safetensors").open("rb") as weights:
         stamp = hashlib.file_digest(weights, "sha256").hexdigest()
-    kept = json.loads(kept_at.read_text()) if kept_at.exists() else {"weights": stamp, "rows": []}
+    kept = json.loads(kept_at.read_text()) if kept_at.exists() and limit is None else {"weights": stamp, "rows": []}
     same = kept["weights"] == stamp
-    rows = [row for row in kept["rows"] if same or row["system"] == "whisper"]
-    for split in SPLITS:
-        for system in SYSTEMS:
-            if not any(row["split"] == split and row["system"] == system for row in rows):
-                print(f"{split}, {system}", file=sys.stderr)
-                rows.append(measure(checkpoint, data, split, system))
-                partial = kept_at.with_suffix(".partial")
-                partial.write_text(json.dumps({"weights": stamp, "rows": rows}, indent=1) + "\n")
-                os.replace(partial, kept_at)
+    rows = [{"suite": "asr", **row} for row in kept["rows"] if same or row["system"] != "fastslm"]
+    for suite, splits in SPLITS.items():
+        for split in splits:
+            if not (data / f"{split}.jsonl").is_file():
+                print(f"{split} is not in {data}: left out", file=sys.stderr)
+                continue
+            for system in ("fastslm", BASELINES[suite]):
+                if (suite, split, system) in {(row["suite"], row["split"], row["system"]) for row in rows}:
+                    continue
+                print(f"{suite} of {split}, {system}", file=sys.stderr)
+                rows.append(measure(checkpoint, data, suite, split, system, limit))
+                if limit is None:
+                    partial = kept_at.with_suffix(".partial")
+                    partial.write_text(json.dumps({"weights": stamp, "rows": rows}, indent=1) + "\n")
+                    os.replace(partial, kept_at)
     return rows
 
 
-def table(rows: list[dict]) -> str:
-    """The rows as Markdown."""
-    by = {(row["split"], row["system"]): row for row in rows}
+def tables(rows: list[dict], name: str) -> str:
+    """The rows as Markdown: recognition, then all else."""
+    by = {(row["suite"], row["split"], row["system"]): row for row in rows}
     lines = [
-        "| split | clips | words | fastslm-tiny WER (95 % interval) | CER | Whisper tiny.en's decoder WER |",
+        f"| split | clips | words | {name} WER (95 % interval) | CER | {BASELINE_NAMES['whisper']} WER |",
         "|---|---|---|---|---|---|",
     ]
-    for split in SPLITS:
-        ours, whisper = by[split, "fastslm"], by[split, "whisper"]
-        low, high = ours["wer_interval_95"]
-        lines.append(
-            f"| `{split}` | {ours['clips']} | {ours['words']} | **{ours['wer']:.1%}** ({low:.1%} – {high:.1%}) "
-            f"| {ours['cer']:.1%} | {whisper['wer']:.1%} |"
-        )
+    for split in SPLITS["asr"]:
+        if ("asr", split, "fastslm") in by:
+            ours, other = by["asr", split, "fastslm"], by["asr", split, "whisper"]
+            lines.append(
+                f"| `{split}` | {ours['clips']} | {ours['words']} | {interval(ours, 'wer', '.1%')} | {ours['cer']:.1%} "
+                f"| {other['wer']:.1%} |"
+            )
+    lines += ["", f"| split | figure | samples | {name} (95 % interval) | compared with | its figure |"]
+    lines.append("|---|---|---|---|---|---|")
+    for suite, figures in FIGURES.items():
+        system = BASELINES[suite]
+        for split in SPLITS[suite]:
+            for figure, title, form in figures if (suite, split, "fastslm") in by else ():
+                ours, other = by[suite, split, "fastslm"], by[suite, split, system]
+                lines.append(
+                    f"| `{split}` | {title} | {ours[f'{figure}_samples']} | {interval(ours, figure, form)} "
+                    f"| {BASELINE_NAMES[system]} | {written(other[figure], form)} |"
+                )
     return "\n".join(lines)
 
 
+def interval(row: dict, figure: str, form: str) -> str:
+    """A figure of the model with its interval."""
+    if row[figure] is None:
+        return "–"
+    low, high = row[f"{figure}_interval_95"]
+    return f"**{row[figure]:{form}}** ({low:{form}} – {high:{form}})"
+
+
+def written(value: float | None, form: str) -> str:
+    """A number, or that there is none."""
+    return "–" if value is None else f"{value:{form}}"
+
+
 def main() -> None:
-    """Measure, and put the table between the card's markers."""
-    checkpoint, data = Path(sys.argv[1]), Path(sys.argv[2])
-    rows = results(checkpoint, data)
-    card = checkpoint / "README.md"
-    text = card.read_text(encoding="utf-8")
-    head, _, rest = text.partition("<!-- results -->")
-    _, _, tail = rest.partition("<!-- end of results -->")
-    card.write_text(f"{head}<!-- results -->\n{table(rows)}\n<!-- end of results -->{tail}", encoding="utf-8")
-    print(table(rows))
+    """Measure, print the tables, and put them between the card's markers."""
+    parser = argparse.ArgumentParser(description="The tables of a model card.")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--limit", type=int, help="only the first so many clips of each split; nothing is kept")
+    chosen = parser.parse_args()
+    found = tables(results(chosen.checkpoint, chosen.data, chosen.limit), chosen.checkpoint.resolve().name)
+    if chosen.limit is None:
+        card = chosen.checkpoint / "README.md"
+        text = card.read_text(encoding="utf-8")
+        head, _, rest = text.partition("<!-- results -->")
+        _, _, tail = rest.partition("<!-- end of results -->")
+        content = f"{head}<!-- results -->\n{found}\n<!-- end of results -->{tail}"
+        partial = card.with_suffix(".partial")
+        partial.write_text(content, encoding="utf-8")
+        os.replace(partial, card)
+    print(found)
 
 
 if __name__ == "__main__":

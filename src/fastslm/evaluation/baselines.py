@@ -27,10 +27,16 @@ WHISPER = "whisper-tiny.en"
 CLIPS_TOGETHER = 8
 TEXT_MODEL = "smollm2-135m-instruct"
 INSTRUCTIONS = {
-    "ask": f"{{question}} Answer in one to four words of the transcript. If it does not say, answer: {NOT_MENTIONED}",
+    "ask": f"{{question}} Answer in a few words of the transcript. If it does not say, answer: {NOT_MENTIONED}",
     "summarize": "Summarize the recording in one or two sentences.",
     "translate": "Translate the transcript into {language}. Write only the translation.",
 }
+# Shown before every question: without them, so small a model repeats the whole transcript.
+EXAMPLES = (
+    ("Anna left the red house at noon with two dogs.", "What colour is the house?", "red"),
+    ("Anna left the red house at noon with two dogs.", "What is the weather like?", NOT_MENTIONED),
+    ("We should meet in Berlin on the third of May.", "Where should they meet?", "Berlin"),
+)
 MAX_NEW_TOKENS = 440  # of the decoder's 448 positions; its prompt takes up to 4
 
 
@@ -96,7 +102,7 @@ class WhisperSystem:
 class CascadeSystem:
     """Whisper's transcript, and the base language model that reads it: no training, no speech token.
 
-    What it is told is fixed in `INSTRUCTIONS`; what a better prompt would give is not known.
+    What it is told is fixed, `INSTRUCTIONS` and `EXAMPLES`; what a better prompt would give is not known.
     """
 
     tasks = SYSTEMS["cascade"]
@@ -123,7 +129,7 @@ class CascadeSystem:
             **heard,
             "system": "cascade",
             "model": f"{self.whisper.name}, then {self.name}",
-            "reader": f"{self.name} on the transcript of {heard['reader']}",
+            "reader": f"the language model reads the transcript of {heard['reader']}",
             "max_new_tokens": self.max_new_tokens,
         }
 
@@ -140,10 +146,11 @@ class CascadeSystem:
             yield self._write([self._prompt(task, transcript, **request) for request in asked.pop(0)])
 
     def _prompt(self, task: str, transcript: str, question: str = "", to: str = DEFAULT_LANGUAGE) -> str:
-        instruction = INSTRUCTIONS[task].format(question=question, language=language_name(to))
-        content = f"Transcript of a recording:\n{transcript}\n\n{instruction}"
-        turn = [{"role": "user", "content": content}]
-        return str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        turns = []
+        for said, asked, answer in EXAMPLES if task == "ask" else ():
+            turns += [_turn(task, said, asked, to), {"role": "assistant", "content": answer}]
+        turns.append(_turn(task, transcript, question, to))
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
     @torch.inference_mode()
     def _write(self, prompts: list[str]) -> list[Reply]:
@@ -162,6 +169,11 @@ class CascadeSystem:
         texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
         ended = (new == self.tokenizer.eos_token_id).any(1).tolist()
         return [Reply(text.strip(), "stop" if end else "length") for text, end in zip(texts, ended, strict=True)]
+
+
+def _turn(task: str, transcript: str, question: str, to: str) -> dict[str, str]:
+    instruction = INSTRUCTIONS[task].format(question=question, language=language_name(to))
+    return {"role": "user", "content": f"Transcript of a recording:\n{transcript}\n\n{instruction}"}
 
 
 def load_whisper(device: str = "auto", dtype: str = "auto", name: str = WHISPER) -> WhisperSystem:
