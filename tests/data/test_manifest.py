@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastslm.data.manifest import manifest_digest, read_manifest
+from fastslm.data.manifest import manifest_digest, read_manifest, write_manifest
 from fastslm.errors import ManifestError
 
 GOOD = {"id": "a", "audio": "a.wav", "duration": 1.5, "text": "hello"}
@@ -36,7 +36,13 @@ def test_unknown_keys_are_kept_and_empty_lines_are_passed_over(tmp_path: Path) -
         ({**GOOD, "id": "b", "duration": -3.0}, "line 2: duration"),
         ({**GOOD, "id": "b", "duration": math.nan}, "line 2: duration"),
         ({**GOOD, "id": "b", "audio": {"path": "x", "offest": 3}}, "line 2: audio.offest"),
-        (GOOD, "the id a occurs twice"),
+        ({**GOOD, "id": "b", "audio": None}, "line 2: audio is null"),
+        ({**GOOD, "id": "b", "segments": [{"start": 0, "end": 1, "audio": "b.wav"}]}, "line 2: both the row and"),
+        ({**GOOD, "id": "b", "segments": [{"start": 1, "end": 1}]}, "line 2: segments.0: it ends at"),
+        ({**GOOD, "id": "b", "task": "transcribe"}, "line 2: task, instruction and answer belong together"),
+        ({**GOOD, "id": "b", "task": "sing", "instruction": "Sing.", "answer": "la"}, "line 2: task"),
+        ({**GOOD, "id": "b", "label_kind": "guess"}, "line 2: label_kind"),
+        (GOOD, "line 2: the id a occurs twice"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: Any, said: str) -> None:
@@ -78,3 +84,32 @@ def test_the_digest_changes_with_a_byte(tmp_path: Path) -> None:
     before = manifest_digest(manifest(tmp_path, GOOD))
     assert manifest_digest(manifest(tmp_path, GOOD)) == before
     assert manifest_digest(manifest(tmp_path, {**GOOD, "text": "hullo"})) != before
+
+
+def test_a_row_written_into_another_folder_names_the_same_audio(tmp_path: Path, encode: Any, tone: Any) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "lists" / "deep").mkdir(parents=True)
+    encode(tmp_path / "corpus" / "a.wav", tone(1.5))
+    segment = {"start": 0.25, "end": 1.75, "id": "a", "audio": "a.wav", "text": "hello"}
+    rows = [{**GOOD, "accent": "welsh"}, {"id": "c", "audio": None, "duration": 1.75, "segments": [segment]}]
+    before = read_manifest(manifest(tmp_path / "corpus", *rows))
+    target = tmp_path / "lists" / "deep" / "copy.jsonl"
+    assert write_manifest(target, (clip.row(target.parent) for clip in before)) == 2
+    after = read_manifest(target)
+    for old, new in zip(before, after, strict=True):
+        new.check_audio()
+        np.testing.assert_array_equal(old.read(), new.read())
+    assert after[0].model_extra == {"accent": "welsh"}
+    assert after[0].text == "hello"
+    assert after[1].pieces[0].text == "hello"
+
+
+def test_a_composition_misses_any_piece_of_its_audio(tmp_path: Path, encode: Any, tone: Any) -> None:
+    encode(tmp_path / "a.wav", tone(1.0))
+    pieces = [{"start": i, "end": i + 1, "id": name, "audio": f"{name}.wav"} for i, name in enumerate("ab")]
+    row = {"id": "c", "audio": None, "duration": 2.0, "segments": pieces}
+    (clip,) = read_manifest(manifest(tmp_path, row))
+    with pytest.raises(ManifestError, match=r"line 1: c: its piece b: its audio b\.wav is neither"):
+        clip.check_audio()
+    with pytest.raises(ManifestError, match="has no file of its own"):
+        clip.audio_file()

@@ -42,8 +42,10 @@ def validate(
     reports = []
     for manifest in manifests:
         with progress_bar(manifest.name) as show:
-            on_clip = lambda done: show(done, None, f"{done} clips")  # noqa: E731
-            reports.append(validate(manifest, decode=not quick, on_fault=tell, on_clip=on_clip))
+            report = validate(
+                manifest, decode=not quick, on_fault=tell, on_clip=lambda done: show(done, None, f"{done} clips")
+            )
+        reports.append(report)
     if as_json:
         typer.echo(json.dumps([report.as_json() for report in reports], ensure_ascii=False))
     else:

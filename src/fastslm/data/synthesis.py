@@ -137,7 +137,8 @@ def _asked(clip: Clip, phrases: "_Phrases", rng: Random, count: int) -> list[Row
         except OptionError as error:
             raise ManifestError(f"{clip.place}: slots: {error}") from None
         kind = clip.label_kind or "human"
-        rows += [_row("ask", q.question, q.answer, kind, kind=q.kind, **_half_minute(clip)) for q in asked]
+        where = _order_windows(clip)
+        rows += [_row("ask", q.question, q.answer, kind, kind=q.kind, **(where if q.mentioned else {})) for q in asked]
     own = list(phrases.of(clip, rng, count - count // 2))
     silent = not clip.text and clip.label is not None
     for words, after, window in own:
@@ -171,7 +172,7 @@ def _ending(number: int) -> str:
     return "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
 
 
-def _half_minute(clip: Clip) -> dict[str, Any]:
+def _order_windows(clip: Clip) -> dict[str, Any]:
     """In which window of a composition its order is, where it is in one."""
     for segment in clip.segments or ():
         if (segment.model_extra or {}).get("slots") is not None:
