@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from fastslm import __version__
-from fastslm.cli import authors, data, evaluate, tasks, train, weights
+from fastslm.cli import authors, data, evaluate, plan, tasks, train, weights
 from fastslm.errors import FastSLMError
 
 INTERRUPTED = 130
@@ -46,6 +46,7 @@ def root(
 
 
 app.add_typer(tasks.app)
+app.add_typer(plan.app)
 app.add_typer(train.app)
 app.add_typer(data.app, name="data")
 app.add_typer(evaluate.app, name="evaluate")
