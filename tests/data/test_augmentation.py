@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastslm.audio import SAMPLE_RATE
@@ -34,6 +34,7 @@ def speech_like(seconds: float, seed: int = 0) -> np.ndarray:
     return (0.3 * wave / np.abs(wave).max()).astype(np.float32)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**31), epoch=st.integers(0, 100), name=st.text(min_size=1, max_size=20))
 def test_a_sample_is_augmented_alike_whatever_came_before_it(seed: int, epoch: int, name: str) -> None:
     drawn = ALL.draw(sample_generator(seed, epoch, name))
@@ -43,6 +44,7 @@ def test_a_sample_is_augmented_alike_whatever_came_before_it(seed: int, epoch: i
     assert ALL.draw(sample_generator(seed, epoch, name + "x")) != drawn
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**31))
 def test_switching_one_effect_on_leaves_the_others_as_they_were(seed: int) -> None:
     with_all = ALL.draw(np.random.default_rng(seed))

@@ -19,6 +19,7 @@ BATCHINGS = st.builds(
 SEEDS = st.integers(0, 2**31)
 
 
+@settings(deadline=None)
 @given(durations=DURATIONS, batching=BATCHINGS, seed=SEEDS, epoch=st.integers(0, 5))
 def test_every_clip_is_in_exactly_one_batch_of_an_epoch(durations: Any, batching: Any, seed: int, epoch: int) -> None:
     batches = batching.epoch(durations, seed, epoch)
@@ -26,6 +27,7 @@ def test_every_clip_is_in_exactly_one_batch_of_an_epoch(durations: Any, batching
     assert all(batches)
 
 
+@settings(deadline=None)
 @given(durations=DURATIONS, batching=BATCHINGS, seed=SEEDS)
 def test_no_batch_is_longer_padded_or_larger_than_allowed(durations: Any, batching: Any, seed: int) -> None:
     for batch in batching.epoch(durations, seed, 0):
@@ -33,6 +35,7 @@ def test_no_batch_is_longer_padded_or_larger_than_allowed(durations: Any, batchi
         assert len(batch) <= batching.max_clips
 
 
+@settings(deadline=None)
 @given(durations=DURATIONS, batching=BATCHINGS, seed=SEEDS, data=st.data())
 def test_resumed_at_any_clip_what_follows_is_what_would_have_followed(
     durations: Any, batching: Any, seed: int, data: Any
@@ -50,6 +53,7 @@ def test_resumed_at_any_clip_what_follows_is_what_would_have_followed(
     assert indices(straight, count)[position:] == indices(resumed, count - position)
 
 
+@settings(deadline=None)
 @given(durations=DURATIONS, batching=BATCHINGS, seed=SEEDS, steps=st.integers(1, 30))
 def test_the_state_after_a_batch_leads_to_the_next(durations: Any, batching: Any, seed: int, steps: int) -> None:
     seen = list(islice(DurationBatches(durations, batching, seed), steps + 1))
@@ -58,6 +62,7 @@ def test_the_state_after_a_batch_leads_to_the_next(durations: Any, batching: Any
     assert next(iter(resumed)) == seen[-1]
 
 
+@settings(deadline=None)
 @given(durations=DURATIONS, batching=BATCHINGS, seed=SEEDS, processes=st.integers(1, 5))
 def test_the_shares_of_processes_make_up_the_batches_of_one(
     durations: Any, batching: Any, seed: int, processes: int
@@ -116,7 +121,7 @@ def test_buckets_save_most_of_the_padding() -> None:
     assert padding(10) < 0.25 * padding(1)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(seed=SEEDS)
 def test_a_clip_does_not_always_meet_the_same_ones(seed: int) -> None:
     durations = [5.0] * 40
