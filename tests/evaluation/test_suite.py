@@ -16,7 +16,7 @@ from fastslm.evaluation.suites import SUITES, suite_of
 ASR = SUITES["asr"]
 ROWS: dict[str, list[dict[str, Any]]] = {
     "asr": [{"text": "Green apples fall."}, {"text": "Softly they fall.", "language": "en"}],
-    "ast": [{"translations": {"ko": "초록 사과가 나무에서 떨어진다."}}] * 2,
+    "ast": [{"translation": "초록 사과가 나무에서 떨어진다.", "target_language": "ko"}] * 2,
     "ssum": [
         {"summary": "Green apples fall softly."},
         {"answer": "They fall.", "task": "summarize", "instruction": "Say it in short."},

@@ -12,10 +12,10 @@ from sacrebleu.metrics.bleu import BLEU
 from fastslm.errors import ManifestError, OptionError
 from fastslm.evaluation.suite import evaluate, read_requests
 from fastslm.evaluation.suites import SUITES
-from fastslm.evaluation.suites.ast import Translation
 from fastslm.evaluation.suites.silence import count_words
 from fastslm.evaluation.suites.sqqa import QuestionAnswering
 from fastslm.evaluation.systems import FastSLMSystem
+from fastslm.longform.questions import AnswerOptions
 from fastslm.speech import FastSLM
 
 TEXTS = [{"text": "green apples fall"}, {"text": "softly they fall"}]
@@ -95,9 +95,9 @@ def test_a_row_brings_its_own_question(make_manifest: Callable[..., Path]) -> No
 def test_bleu_is_sacrebleus_of_the_corpus_with_its_signature(make_manifest: Callable[..., Path]) -> None:
     right = ["Der Hund schläft in der warmen Sonne.", "Wir gehen morgen früh nach Hause."]
     said = ["Der Hund schläft in der Sonne.", "Wir gehen heute früh nach Hause."]
-    rows = [{"translations": {"de": text, "ko": "사과"}} for text in right]
+    rows = [{"translation": text, "target_language": "German"} for text in right]
     system = Rote(*said)
-    found = evaluate(Translation("de"), system, make_manifest(*rows))
+    found = evaluate(SUITES["ast"], system, make_manifest(*rows))
     assert found["bleu"] == pytest.approx(BLEU().corpus_score(said, [right]).score, abs=1e-5)
     assert "tok:13a" in found["scorer"]
     assert "nrefs:1" in found["scorer"]
@@ -113,8 +113,10 @@ def test_bleu_of_korean_is_of_characters_and_of_two_languages_is_refused(make_ma
     german = {**row, "answer": "Äpfel fallen", "target_language": "de"}
     with pytest.raises(ManifestError, match="into de, ko, but BLEU is of one language"):
         evaluate(SUITES["ast"], Rote("a", "b"), make_manifest(korean, german))
-    with pytest.raises(ManifestError, match="no translation into ko and no answer"):
-        read_requests(SUITES["ast"], make_manifest({"translations": {"de": "Äpfel fallen"}}))
+    with pytest.raises(ManifestError, match=r"no translation \(or answer\) with its target_language"):
+        read_requests(SUITES["ast"], make_manifest({"translation": "Äpfel fallen"}))
+    with pytest.raises(ManifestError, match="did you mean 'german'"):
+        read_requests(SUITES["ast"], make_manifest({"translation": "Äpfel fallen", "target_language": "Germn"}))
 
 
 def test_rouge_l_is_the_mean_of_rouge_scores_own(make_manifest: Callable[..., Path]) -> None:
@@ -155,6 +157,22 @@ def test_fastslm_answers_each_question_as_ask_does(make_manifest: Callable[..., 
     ]
     assert rows == expected
     assert (found["reader"], found["max_new_tokens"]) == ("llm", 3)
+
+
+def test_a_summary_follows_its_rows_own_instruction(make_manifest: Callable[..., Path], tiny: FastSLM) -> None:
+    plain = {"summary": "Apples fall."}
+    asked = {"task": "summarize", "instruction": "Name three key words, please.", "answer": "apple", "kind": "keywords"}
+    rows: list[str] = []
+    found = evaluate(
+        SUITES["ssum"], _Listening(FastSLMSystem(tiny, max_new_tokens=6), rows), make_manifest(plain, asked)
+    )
+    (first, _), (second, _) = read_requests(SUITES["ssum"], make_manifest(plain, asked))
+    memory = tiny.encode(second.audio_file())
+    options = AnswerOptions(max_new_tokens=6)
+    expected = tiny.answerer.answer([memory], "summarize", options, instruction=asked["instruction"]).text
+    assert rows == [tiny.summarize(first.audio_file(), max_new_tokens=6).text, expected]
+    assert expected != tiny.summarize(second.audio_file(), max_new_tokens=6).text
+    assert list(found["by_kind"]) == ["keywords"]
 
 
 class _Listening(FastSLMSystem):

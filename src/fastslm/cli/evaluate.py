@@ -108,7 +108,6 @@ def ast(
     model: Model = DEFAULT_MODEL,
     system: Answerer = "fastslm",
     limit: Limit = None,
-    to: Annotated[str, typer.Option(help="Language of a clip's translations that is asked for.")] = "ko",
     max_new_tokens: MaxNewTokens = 256,
     predictions: WriteTo = None,
     as_json: AsJson = False,
@@ -118,7 +117,7 @@ def ast(
     """BLEU of translations."""
     from fastslm.evaluation.suites.ast import Translation
 
-    suite = Translation(to)
+    suite = Translation()
     _measure(suite, manifest, model, system, limit, predictions, as_json, device, dtype, max_new_tokens=max_new_tokens)
 
 

@@ -145,11 +145,18 @@ class CascadeSystem:
         for transcript, _ in self.whisper.hear(waveforms()):
             yield self._write([self._prompt(task, transcript, **request) for request in asked.pop(0)])
 
-    def _prompt(self, task: str, transcript: str, question: str = "", to: str = DEFAULT_LANGUAGE) -> str:
+    def _prompt(
+        self,
+        task: str,
+        transcript: str,
+        question: str = "",
+        to: str = DEFAULT_LANGUAGE,
+        instruction: str | None = None,
+    ) -> str:
         turns = []
         for said, asked, answer in EXAMPLES if task == "ask" else ():
-            turns += [_turn(task, said, asked, to), {"role": "assistant", "content": answer}]
-        turns.append(_turn(task, transcript, question, to))
+            turns += [_turn(said, _instruction(task, asked)), {"role": "assistant", "content": answer}]
+        turns.append(_turn(transcript, instruction or _instruction(task, question, to)))
         return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
     @torch.inference_mode()
@@ -171,8 +178,11 @@ class CascadeSystem:
         return [Reply(text.strip(), "stop" if end else "length") for text, end in zip(texts, ended, strict=True)]
 
 
-def _turn(task: str, transcript: str, question: str, to: str) -> dict[str, str]:
-    instruction = INSTRUCTIONS[task].format(question=question, language=language_name(to))
+def _instruction(task: str, question: str, to: str = DEFAULT_LANGUAGE) -> str:
+    return INSTRUCTIONS[task].format(question=question, language=language_name(to))
+
+
+def _turn(transcript: str, instruction: str) -> dict[str, str]:
     return {"role": "user", "content": f"Transcript of a recording:\n{transcript}\n\n{instruction}"}
 
 

@@ -8,6 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from fastslm.errors import OptionError
+from fastslm.longform.memory import SpeechMemory
+from fastslm.longform.questions import AnswerOptions
+from fastslm.longform.results import Answer
 from fastslm.longform.transcription import Reader, TranscriptionOptions
 from fastslm.prompts import TASKS
 from fastslm.speech import FastSLM
@@ -91,17 +94,23 @@ class FastSLMSystem:
             ):
                 yield [Reply(transcript.text, transcript.finish_reason)]
             return
-        ask = {"translate": self.model.translate, "summarize": self.model.summarize, "ask": self.model.ask}[task]
         waiting: list[list[dict[str, Any]]] = []
 
-        def waveforms() -> Iterator[tuple[str, np.ndarray]]:
+        def named() -> Iterator[tuple[str, np.ndarray]]:
             for heard in recordings:
                 waiting.append(heard.requests)
                 yield "the recording", heard.waveform
 
-        for memory in self.model.encoder.encode_many(waveforms()):
-            answers = [ask(memory, max_new_tokens=self.max_new_tokens, **request) for request in waiting.pop(0)]
+        for memory in self.model.encoder.encode_many(named()):
+            answers = [self._answer(task, memory, request) for request in waiting.pop(0)]
             yield [Reply(answer.text, answer.finish_reason) for answer in answers]
+
+    def _answer(self, task: str, memory: SpeechMemory, request: dict[str, Any]) -> Answer:
+        if "instruction" in request:  # which only the prompt knows
+            options = AnswerOptions(max_new_tokens=self.max_new_tokens)
+            return self.model.answerer.answer([memory], task, options, **request)
+        ask = {"translate": self.model.translate, "summarize": self.model.summarize, "ask": self.model.ask}[task]
+        return ask(memory, max_new_tokens=self.max_new_tokens, **request)
 
 
 def system_named(name: str, task: str) -> str:

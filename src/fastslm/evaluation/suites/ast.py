@@ -2,7 +2,7 @@
 
 fastslm evaluate ast --manifest FILE.jsonl --json
 
-A clip brings its `translations`, or an `answer` and its `target_language`.
+A clip brings its `translation`, or an `answer`, and the `target_language` of it.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,39 +12,34 @@ import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 
 from fastslm.data.manifest import Clip
-from fastslm.errors import ManifestError
+from fastslm.data.phrasings import language_code
+from fastslm.errors import ManifestError, OptionError
 from fastslm.evaluation.bootstrap import Measure, measure
 from fastslm.evaluation.suite import Row, Suite
-from fastslm.prompts import LANGUAGES, language_name
 
 # sacrebleu's own tokenizers of Japanese and Korean need a dictionary that has to be fetched.
 TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char", "th": "char"}
 
 
 class Translation(Suite):
-    """BLEU, 0 to 100, of one language a manifest.
-
-    Args:
-        to: the language that is taken of a clip with several `translations`, as the manifest has it.
-    """
+    """BLEU, 0 to 100, of one language a manifest."""
 
     name = "ast"
     task = "translate"
     titles = {"bleu": ("BLEU", ".1f")}  # noqa: RUF012
 
-    def __init__(self, to: str = "ko"):
-        self.to = to
-
     def rows(self, clip: Clip) -> list[Row]:
         """As `Suite`."""
-        target = clip.target_language if clip.answer else self.to
-        right = clip.answer or (clip.translations or {}).get(self.to)
-        if not right or not right.strip() or target is None:
+        right = clip.answer or clip.translation
+        if not right or not right.strip() or clip.target_language is None:
             raise ManifestError(
-                f"{clip.place} has no translation into {self.to} and no answer with its target_language: leave such "
-                "clips out, or give another --to."
+                f"{clip.place} has no translation (or answer) with its target_language: leave such clips out."
             )
-        return [{"request": {"to": _code(target)}, "translation": right}]
+        try:
+            code = language_code(clip.target_language)
+        except OptionError as error:
+            raise ManifestError(f"{clip.place}: target_language: {error}") from error
+        return [{"request": {"to": code}, "translation": right}]
 
     def measures(self, rows: Sequence[Row]) -> dict[str, Measure]:
         """As `Suite`."""
@@ -61,11 +56,6 @@ class Translation(Suite):
         # The signature counts the references that a corpus was given.
         bleu.corpus_score([row["hypothesis"] for row in rows], [[row["translation"] for row in rows]])
         return {"scorer": f"sacrebleu {version('sacrebleu')} {bleu.get_signature()}", "normalizer": None}
-
-
-def _code(language: str) -> str:
-    name = language_name(language)
-    return next(code for code, known in LANGUAGES.items() if known == name)
 
 
 def _bleu(rows: Sequence[Row]) -> BLEU:

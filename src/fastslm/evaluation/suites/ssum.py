@@ -2,7 +2,7 @@
 
 fastslm evaluate ssum --manifest FILE.jsonl --json
 
-A clip brings its `summary` (or `answer`).
+A clip brings its `summary`, or an `answer` with the `instruction` that it follows.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,15 @@ class Summarization(Suite):
     name = "ssum"
     task = "summarize"
     titles = {"rouge_l": ("ROUGE-L", ".3f")}  # noqa: RUF012
+    group_by = "kind"
 
     def rows(self, clip: Clip) -> list[Row]:
         """As `Suite`."""
         right = clip.answer or clip.summary
         if not right or not right.strip():
             raise ManifestError(f"{clip.place} has no summary to compare with: leave such clips out.")
-        return [{"request": {}, "summary": right}]
+        request = {} if clip.instruction is None else {"instruction": clip.instruction}
+        return [{"request": request, "summary": right, "kind": getattr(clip, "kind", None)}]
 
     def measures(self, rows: Sequence[Row]) -> dict[str, Measure]:
         """As `Suite`."""
