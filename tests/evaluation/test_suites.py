@@ -15,7 +15,6 @@ from fastslm.evaluation.suites import SUITES
 from fastslm.evaluation.suites.silence import count_words
 from fastslm.evaluation.suites.sqqa import QuestionAnswering
 from fastslm.evaluation.systems import FastSLMSystem
-from fastslm.longform.questions import AnswerOptions
 from fastslm.speech import FastSLM
 
 TEXTS = [{"text": "green apples fall"}, {"text": "softly they fall"}]
@@ -145,34 +144,49 @@ def test_fastslm_is_measured_on_the_texts_that_each_clip_alone_gives(
     assert rows == [tiny.transcribe(clip.audio_file()).text for clip, _ in requests]
 
 
-def test_fastslm_answers_each_question_as_ask_does(make_manifest: Callable[..., Path], tiny: FastSLM) -> None:
+@pytest.fixture
+def prompted(tiny: FastSLM, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the model was told, prompt after prompt: a random one says much the same whatever it is asked."""
+    told: list[dict[str, Any]] = []
+    build = tiny.processor.build_prompt
+
+    def spy(task: str, **options: Any) -> str:
+        told.append({"task": task, **options})
+        return build(task, **options)
+
+    monkeypatch.setattr(tiny.processor, "build_prompt", spy)
+    return told
+
+
+def test_fastslm_answers_each_question_as_ask_does(
+    make_manifest: Callable[..., Path], tiny: FastSLM, prompted: list[dict[str, Any]]
+) -> None:
     manifest = make_manifest(*ORDERS)
     rows: list[str] = []
     suite = QuestionAnswering(["size", "drink"])
     found = evaluate(suite, _Listening(FastSLMSystem(tiny, max_new_tokens=3), rows), manifest)
+    asked = list(dict.fromkeys((told["task"], told["question"]) for told in prompted))
+    assert asked == [("ask", "What size is the drink?"), ("ask", "What drink is ordered?")]
     expected = [
         tiny.ask(clip.audio_file(), row["request"]["question"], max_new_tokens=3).text
-        for clip, asked in read_requests(suite, manifest)
-        for row in asked
+        for clip, requests in read_requests(suite, manifest)
+        for row in requests
     ]
     assert rows == expected
     assert (found["reader"], found["max_new_tokens"]) == ("llm", 3)
 
 
-def test_a_summary_follows_its_rows_own_instruction(make_manifest: Callable[..., Path], tiny: FastSLM) -> None:
-    plain = {"summary": "Apples fall."}
-    asked = {"task": "summarize", "instruction": "Name three key words, please.", "answer": "apple", "kind": "keywords"}
-    rows: list[str] = []
-    found = evaluate(
-        SUITES["ssum"], _Listening(FastSLMSystem(tiny, max_new_tokens=6), rows), make_manifest(plain, asked)
-    )
-    (first, _), (second, _) = read_requests(SUITES["ssum"], make_manifest(plain, asked))
-    memory = tiny.encode(second.audio_file())
-    options = AnswerOptions(max_new_tokens=6)
-    expected = tiny.answerer.answer([memory], "summarize", options, instruction=asked["instruction"]).text
-    assert rows == [tiny.summarize(first.audio_file(), max_new_tokens=6).text, expected]
-    assert expected != tiny.summarize(second.audio_file(), max_new_tokens=6).text
+def test_fastslm_follows_a_rows_instruction_and_its_language(
+    make_manifest: Callable[..., Path], tiny: FastSLM, prompted: list[dict[str, Any]]
+) -> None:
+    system = FastSLMSystem(tiny, max_new_tokens=3)
+    words = {"task": "summarize", "instruction": "Name three words.", "answer": "apple", "kind": "keywords"}
+    found = evaluate(SUITES["ssum"], system, make_manifest(words))
+    assert {told["instruction"] for told in prompted} == {"Name three words."}
     assert list(found["by_kind"]) == ["keywords"]
+    prompted.clear()
+    evaluate(SUITES["ast"], system, make_manifest({"translation": "Äpfel fallen.", "target_language": "German"}))
+    assert {told["language"] for told in prompted} == {"de"}
 
 
 class _Listening(FastSLMSystem):
