@@ -404,6 +404,25 @@ def test_a_file_cut_in_its_middle_gives_what_is_there_and_says_what_is_not(
     assert name in heard[-1]
 
 
+@pytest.mark.parametrize("at", [0.5, 0.9, 0.999])
+def test_an_ogg_that_breaks_off_gives_what_is_there_and_says_so(tmp_path, encode, tone, at):
+    path = encode(tmp_path / "a.opus", tone(8.0, 48_000), 48_000, "libopus")
+    content = path.read_bytes()
+    assert warnings_of(path)[1] == []
+    path.write_bytes(content[: int(len(content) * at)])
+    samples, (sentence,) = warnings_of(path)
+    assert len(samples) < 8 * SAMPLE_RATE
+    assert f"a.opus is cut short: {len(samples) / SAMPLE_RATE:.1f} s were decoded" in sentence
+
+
+def test_of_a_video_the_sounds_own_duration_counts(tmp_path, encode, tone):
+    path = encode(tmp_path / "a.mkv", tone(8.0, 48_000), 48_000, "aac", picture=True)
+    content = path.read_bytes()
+    assert warnings_of(path)[1] == []
+    path.write_bytes(content[: len(content) // 2])
+    assert "of the 8.0 s" in warnings_of(path)[1][-1]
+
+
 def test_an_mp4_whose_index_stands_first_gives_what_is_there_and_says_what_is_not(tmp_path, encode, tone):
     path = encode(tmp_path / "a.m4a", tone(8.0, 44_100), 44_100, "aac", container_options={"movflags": "faststart"})
     content = path.read_bytes()

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,10 @@ SHORTFALL_SECONDS = 0.5  # encoders round a duration up to their frame or page; 
 ESTIMATE_TOLERANCE = 0.02
 RIFF_SIZE_UNKNOWN = (2**31, 2**32)  # what recorders that cannot go back write, give or take a header
 RIFF_HEADER_SLACK = 2**16
+OGG_HEADER_BYTES = 27  # of a page; the last of them counts the sizes that follow, a byte each
+OGG_PAGE_BYTES = OGG_HEADER_BYTES + 255 + 255 * 255  # at most
 READ_SECONDS = 1  # how much is decoded before it is mixed and resampled in one go: less costs calls, more costs memory
+MATROSKA_DURATION = re.compile(r"(\d+):(\d\d):(\d\d\.\d+)")  # the tag in which its writers keep a stream's duration
 _FFMPEG_SAMPLES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
 _READABLE = "what FFmpeg reads, such as wav, mp3, m4a, flac, ogg, opus or mp4, is allowed"
 # Containers that state how long their sound is. Of any other (mp3, aac) FFmpeg may have guessed it.
@@ -143,6 +147,7 @@ def file_chunks(source: object, on_warning: Callable[[str], None]) -> Iterator[C
         announced = announced_seconds(container, stream)
         estimated = announced is not None and _is_estimate(announced, container, stream)
         missing = _missing_seconds(file, container, stream)
+        cut = _ends_within_a_page(file, container)
         seconds = 0.0
         tally = _Tally()
         try:
@@ -163,6 +168,8 @@ def file_chunks(source: object, on_warning: Callable[[str], None]) -> Iterator[C
                 f"{name} is damaged: what could not be decoded was left out (packets: {tally.failed}, the first after "
                 f"{tally.intact_seconds:.1f} s of sound; {tally.reason})."
             )
+        if cut:
+            on_warning(f"{name} is cut short: {seconds:.1f} s were decoded, and then its last Ogg page breaks off.")
         if missing:
             announced, estimated = seconds + missing, False
         if announced is not None and not estimated and announced - seconds > SHORTFALL_SECONDS:
@@ -241,6 +248,9 @@ def announced_seconds(container: InputContainer, stream: AudioStream) -> float |
     """The sound stream's own duration; the container's only where nothing but this stream can have set it."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
+    if tag := MATROSKA_DURATION.fullmatch(stream.metadata.get("DURATION", "")):
+        hours, minutes, seconds = (float(part) for part in tag.groups())
+        return hours * 3600 + minutes * 60 + seconds
     if container.duration is not None and len(container.streams) == 1:
         return container.duration / av.time_base
     return None
@@ -266,3 +276,18 @@ def _missing_seconds(file: BinaryIO, container: InputContainer, stream: AudioStr
     if head[:4] != b"RIFF" or any(abs(promised - unknown) < RIFF_HEADER_SLACK for unknown in RIFF_SIZE_UNKNOWN):
         return 0.0
     return max(0, promised - container.size) * 8 / stream.bit_rate
+
+
+def _ends_within_a_page(file: BinaryIO, container: InputContainer) -> bool:
+    """Whether an Ogg file's last page announces more than is there: of an Ogg's own duration nothing is written."""
+    if container.format.name != "ogg" or not is_seekable(file):
+        return False
+    position = file.tell()
+    file.seek(max(0, file.seek(0, io.SEEK_END) - OGG_PAGE_BYTES))
+    end = file.read()
+    file.seek(position)
+    page = end[start:] if (start := end.rfind(b"OggS")) >= 0 else b""
+    if len(page) < OGG_HEADER_BYTES:
+        return bool(page)
+    sizes_end = OGG_HEADER_BYTES + page[OGG_HEADER_BYTES - 1]
+    return len(page) < sizes_end + sum(page[OGG_HEADER_BYTES:sizes_end])
