@@ -93,6 +93,22 @@ def stream_audio(
     yield from _blocks(_resampled(_mono(chunks, name)), block_samples, name)
 
 
+def stream_chunks(
+    chunks: Iterable[np.ndarray | torch.Tensor], sampling_rate: float | None = None, block_samples: int = WINDOW_SAMPLES
+) -> Iterator[np.ndarray]:
+    """As `stream_audio`, for samples that come bit by bit, of a microphone or a call: each block as soon as it is full.
+
+    In what chunks they come changes nothing.
+
+    Args:
+        chunks: float within -1…1, or integers, as `stream_audio` has arrays; any length each, also none.
+        sampling_rate: Hz, of all of them.
+    """
+    rate = _array_rate(sampling_rate)
+    found = (Chunk(_two_axes(chunk), rate) for chunk in chunks if len(chunk))
+    yield from _blocks(_resampled(_mono(found, "The stream")), block_samples, "The stream")
+
+
 def load_audio(
     source: AudioSource, sampling_rate: float | None = None, *, on_warning: Callable[[str], None] | None = None
 ) -> np.ndarray:

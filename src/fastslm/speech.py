@@ -6,11 +6,15 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import numpy as np
+import torch
+
 from fastslm.audio import AudioSource
 from fastslm.errors import OptionError
 from fastslm.longform.cuts import Cuts
 from fastslm.longform.encoder import OnProgress, WindowEncoder, name_of
 from fastslm.longform.fingerprint import model_fingerprint
+from fastslm.longform.live import UPDATE_SECONDS, LiveText, transcribe_stream
 from fastslm.longform.memory import SUFFIX, SpeechMemory
 from fastslm.longform.questions import Answerer, AnswerOptions
 from fastslm.longform.readers import Method, Reader
@@ -139,6 +143,38 @@ class FastSLM:
         options = options.resolved(self.model)
         memories = self.encoder.encode_many(((name_of(own), own) for own in sources), cuts=cuts or "fixed")
         yield from self.transcriber.transcribe(memories, options)
+
+    def transcribe_stream(
+        self,
+        chunks: Iterable[np.ndarray | torch.Tensor],
+        *,
+        sampling_rate: float | None = None,
+        cuts: Cuts = "fixed",
+        update_seconds: float = UPDATE_SECONDS,
+        **options: Any,
+    ) -> Iterator[LiveText]:
+        """What is said in sound that is still coming: partial texts, and for each window a final one.
+
+        The final texts together are what `transcribe` gives for the same sound as a file. What is held is one window.
+
+        Args:
+            chunks, cuts, sampling_rate, update_seconds: see `fastslm.longform.live.transcribe_stream`.
+            options: those of `TranscriptionOptions`.
+
+        Raises:
+            OptionError: an option that a stream cannot have.
+            AudioError: the chunks are no sound.
+        """
+        chosen = TranscriptionOptions(**options).resolved(self.model)
+        return transcribe_stream(
+            self.encoder,
+            self.transcriber,
+            chunks,
+            chosen,
+            sampling_rate=sampling_rate,
+            cuts=cuts,
+            update_seconds=update_seconds,
+        )
 
     def translate(self, source: Sources, to: str = "ko", **options: Any) -> Answer:
         """What is said, in another language.
