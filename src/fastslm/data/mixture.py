@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastslm.data.manifest import Clip, read_manifest
-from fastslm.errors import ManifestError, OptionError
+from fastslm.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,6 @@ def mix(
     weights = [source.weight for source in sources]
     if count is None:
         count = whole_count([len(clips) for clips in manifests], weights)
-        if count == 0:
-            raise ManifestError(
-                f"{sources[int(np.argmax(weights))].path}: it has too few rows for its weight; "
-                "give more, or say --count."
-            )
     rows, times = [], dict[str, int]()
     for source, index in epoch_indices([len(clips) for clips in manifests], weights, count, seed, epoch).tolist():
         clip = manifests[source][index]
@@ -111,11 +106,8 @@ def mix(
 
 
 def whole_count(sizes: Sequence[int], weights: Sequence[float]) -> int:
-    """The most rows that can be mixed without any of them twice."""
-    count = int(min(size * sum(weights) / weight for size, weight in zip(sizes, weights, strict=True)) + 1e-9)
-    while count and any(quota > size for quota, size in zip(quotas(weights, count), sizes, strict=True)):
-        count -= 1
-    return count
+    """How many rows the weights allow, exactly followed, without any of them twice."""
+    return int(min(size * sum(weights) / weight for size, weight in zip(sizes, weights, strict=True)) + 1e-9)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -1,14 +1,14 @@
 """Summaries and key words taken from a transcript by counting its words: weak labels, called `synthetic` (ours).
 
-No sentence is written anew. The first sentence leads, and those whose words are the most frequent in the whole follow
-in their order (Luhn's idea, 1958). It teaches the form of the task, not the art.
+No sentence is written anew. The first sentence leads, and of the others those follow, in their order, whose words are
+the most frequent in the whole (Luhn's idea, 1958). It teaches the form of the task, not the art.
 """
 
 import re
 from collections import Counter
 from collections.abc import Sequence
 
-SUMMARY_SHARE = 0.25  # of the words
+SUMMARY_SHARE = 1 / 3  # of the words
 SUMMARY_WORDS = 60  # at most
 LEAST_WORDS = 40  # of a text that is worth a summary
 KEYWORDS = 5
@@ -48,7 +48,8 @@ def extractive_summary(sentences: Sequence[str]) -> str | None:
     ]
     budget = min(SUMMARY_WORDS, SUMMARY_SHARE * sum(lengths))
     chosen, used = {0}, lengths[0]
-    for index in sorted(range(1, len(sentences)), key=lambda i: (-scores[i], i)):
+    telling = [index for index in range(1, len(sentences)) if scores[index] > sum(scores) / len(scores)]
+    for index in sorted(telling, key=lambda i: (-scores[i], i)):
         if used + lengths[index] <= budget:
             chosen.add(index)
             used += lengths[index]
