@@ -210,6 +210,7 @@ class FastSLM:
         prompt_options: dict[str, str],
         *,
         sampling_rate: float | None = None,
+        cuts: Cuts | None = None,
         on_progress: OnProgress | None = None,
         **options: Any,
     ) -> Answer:
@@ -219,7 +220,9 @@ class FastSLM:
         chosen = AnswerOptions(**options)
         chosen.check(self.model)
         sources = source if isinstance(source, list | tuple) else [source]
-        memories = [self.encode(own, sampling_rate=sampling_rate, on_progress=on_progress) for own in sources]
+        memories = [
+            self.encode(own, sampling_rate=sampling_rate, cuts=cuts, on_progress=on_progress) for own in sources
+        ]
         return self.answerer.answer(memories, task, chosen, started, **prompt_options)
 
 

@@ -97,6 +97,44 @@ def test_the_question_may_follow_the_files(fastslm, talk: Path) -> None:
     assert "no question" in err
 
 
+def test_several_files_are_asked_about_together(fastslm, talk: Path, tmp_path: Path, encode) -> None:
+    other = encode(tmp_path / "other.wav", noise(2.0, 1))
+    status, out, _ = fastslm("ask", talk, other, "Who won?", "--together", "--json", "--max-new-tokens", 3)
+    assert status == 0
+    result = json.loads(out)
+    assert result["files"] == [str(talk), str(other)]
+    assert [span["recording"] for span in result["spans"]] == [talk.name, other.name]
+
+
+def test_a_prefix_file_is_written_once_and_taken_again(fastslm, talk: Path, tmp_path: Path) -> None:
+    kept, cached = tmp_path / "talk.kv", []
+    for _ in range(2):
+        options = ["--prefix-file", kept, "--json", "--max-new-tokens", 3]
+        status, out, _ = fastslm("ask", talk, "Who won?", *options)
+        assert status == 0
+        cached.append(json.loads(out)["usage"]["cached_tokens"])
+    assert cached[0] == 0
+    assert cached[1] > 50
+    status, _, err = fastslm("ask", talk, talk, "Who?", "--prefix-file", kept)
+    assert status == 2
+    assert "several files" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["transcribe", "--method", "whole"], "cannot read by the method whole"),
+        (["transcribe", "--repetition", "cut"], "writes no tokens"),
+        (["summarize", "--rope-scaling", "0.5"], "above 1"),
+        (["summarize", "--method", "whole", "--span-seconds", "60"], "by the method map_reduce"),
+    ],
+)
+def test_methods_that_do_not_go_together_are_a_sentence(fastslm, talk: Path, arguments: list[str], words: str) -> None:
+    status, out, err = fastslm(*arguments, talk)
+    assert (status, out) == (2, "")
+    assert words in err
+
+
 def test_a_memory_is_written_and_every_task_takes_it(fastslm, talk: Path, tmp_path: Path) -> None:
     status, out, _ = fastslm("encode", talk, "--output-dir", tmp_path / "kept")
     memory = tmp_path / "kept" / "talk.fslm"
@@ -198,7 +236,7 @@ def test_a_bad_recording_is_one_sentence_and_leaves_nothing(fastslm, tmp_path, e
     [
         (["transcribe", "--model", "fastslm-tinny"], "did you mean 'fastslm-tiny'"),
         (["transcribe", "--language", "klingon"], "no language 'klingon'"),
-        (["transcribe", "--reader", "whisper"], "no reader 'whisper'"),
+        (["transcribe", "--reader", "lmm"], "no reader 'lmm', did you mean 'llm'"),
         (["transcribe", "--format", "sr"], "did you mean 'srt'"),
         (["transcribe", "--json", "--format", "srt"], "choose one of them"),
         (["transcribe", "--max-new-tokens", "5"], "leave it out"),

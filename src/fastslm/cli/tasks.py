@@ -3,12 +3,22 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fastslm.cli.files import for_each_file, output_paths, warn
 from fastslm.cli.options import AsJson, Cuts, Device, DType, Files, MaxNewTokens, Model, OutputDir, Reader
+from fastslm.cli.task_options import (
+    AnswerMethod,
+    ContextWindows,
+    Method,
+    PrefixFile,
+    Repetition,
+    RopeScaling,
+    SpanSeconds,
+    Together,
+)
 from fastslm.errors import OptionError
 
 if TYPE_CHECKING:
@@ -35,6 +45,9 @@ def transcribe(
     ] = None,
     reader: Reader = "auto",
     max_new_tokens: MaxNewTokens = None,
+    method: Method = "window",
+    context_windows: ContextWindows = None,
+    repetition: Repetition = "retry",
     cuts: Cuts = None,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -56,6 +69,9 @@ def transcribe(
             language=language,
             reader=reader,  # type: ignore[arg-type]
             max_new_tokens=max_new_tokens,
+            method=method,  # type: ignore[arg-type]
+            context_windows=context_windows,
+            repetition=repetition,  # type: ignore[arg-type]
             cuts=cuts,  # type: ignore[arg-type]
             on_progress=on_progress,
         )
@@ -83,6 +99,12 @@ def translate(
     as_json: AsJson = False,
     output_dir: OutputDir = None,
     max_new_tokens: MaxNewTokens = None,
+    method: AnswerMethod = "auto",
+    span_seconds: SpanSeconds = None,
+    rope_scaling: RopeScaling = None,
+    repetition: Repetition = "retry",
+    prefix_file: PrefixFile = None,
+    together: Together = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -92,7 +114,16 @@ def translate(
         (model, device, dtype),
         as_json,
         output_dir,
-        lambda loaded, file, show: loaded.translate(file, to, max_new_tokens=max_new_tokens, on_progress=show),
+        together,
+        {
+            "max_new_tokens": max_new_tokens,
+            "method": method,
+            "span_seconds": span_seconds,
+            "rope_scaling": rope_scaling,
+            "repetition": repetition,
+            "prefix_file": prefix_file,
+        },
+        lambda loaded, sources, options, show: loaded.translate(sources, to, **options, on_progress=show),
     )
 
 
@@ -103,6 +134,12 @@ def summarize(
     as_json: AsJson = False,
     output_dir: OutputDir = None,
     max_new_tokens: MaxNewTokens = None,
+    method: AnswerMethod = "auto",
+    span_seconds: SpanSeconds = None,
+    rope_scaling: RopeScaling = None,
+    repetition: Repetition = "retry",
+    prefix_file: PrefixFile = None,
+    together: Together = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -112,7 +149,16 @@ def summarize(
         (model, device, dtype),
         as_json,
         output_dir,
-        lambda loaded, file, show: loaded.summarize(file, max_new_tokens=max_new_tokens, on_progress=show),
+        together,
+        {
+            "max_new_tokens": max_new_tokens,
+            "method": method,
+            "span_seconds": span_seconds,
+            "rope_scaling": rope_scaling,
+            "repetition": repetition,
+            "prefix_file": prefix_file,
+        },
+        lambda loaded, sources, options, show: loaded.summarize(sources, **options, on_progress=show),
     )
 
 
@@ -128,10 +174,16 @@ def ask(
     as_json: AsJson = False,
     output_dir: OutputDir = None,
     max_new_tokens: MaxNewTokens = None,
+    method: AnswerMethod = "auto",
+    span_seconds: SpanSeconds = None,
+    rope_scaling: RopeScaling = None,
+    repetition: Repetition = "retry",
+    prefix_file: PrefixFile = None,
+    together: Together = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
-    """Answer a question about recordings, about each alone."""
+    """Answer a question about recordings, about each alone or about all together."""
     if question is None:
         *arguments, question = arguments
     if not arguments:
@@ -144,7 +196,16 @@ def ask(
         (model, device, dtype),
         as_json,
         output_dir,
-        lambda loaded, file, show: loaded.ask(file, asked, max_new_tokens=max_new_tokens, on_progress=show),
+        together,
+        {
+            "max_new_tokens": max_new_tokens,
+            "method": method,
+            "span_seconds": span_seconds,
+            "rope_scaling": rope_scaling,
+            "repetition": repetition,
+            "prefix_file": prefix_file,
+        },
+        lambda loaded, sources, options, show: loaded.ask(sources, asked, **options, on_progress=show),
     )
 
 
@@ -210,24 +271,33 @@ def _answers(
     which: tuple[str, str, str],
     as_json: bool,
     output_dir: Path | None,
-    task: "Callable[[FastSLM, Path, OnProgress], Answer]",
+    together: bool,
+    options: dict[str, Any],
+    task: "Callable[[FastSLM, Path | list[Path], dict[str, Any], OnProgress], Answer]",
 ) -> None:
-    """What a task of the language model says of each file."""
+    """What a task of the language model says of each file, or of all of them as one."""
     from fastslm.longform.output import write_text
 
-    targets = output_paths(files, output_dir, ".json" if as_json else ".txt") if output_dir else {}
+    if options["prefix_file"] is not None and len(files) > 1 and not together:
+        raise OptionError("A --prefix-file keeps one prompt, and there are several files: give one, or --together.")
+    named = files[:1] if together else files
+    targets = output_paths(named, output_dir, ".json" if as_json else ".txt") if output_dir else {}
+
+    def work(loaded: "FastSLM", file: Path, on_progress: "OnProgress") -> "Answer":
+        return task(loaded, list(files) if together else file, options, on_progress)
 
     def hand_over(loaded: "FastSLM", file: Path, answer: "Answer") -> None:
         warn(file, answer.warnings)
+        result = answer.as_dict() | ({"files": [str(own) for own in files]} if together else {})
         if file in targets:
-            text = _json(file, loaded, answer.as_dict()) if as_json else answer.text
+            text = _json(file, loaded, result) if as_json else answer.text
             typer.echo(write_text(targets[file], text + "\n"))
         elif as_json:
-            _print_json(file, loaded, answer.as_dict())
+            _print_json(file, loaded, result)
         else:
-            _print_text(file, files, answer.text + "\n")
+            _print_text(file, named, answer.text + "\n")
 
-    for_each_file(files, *which, task, hand_over)
+    for_each_file(named, *which, work, hand_over)
 
 
 def _json(file: Path, loaded: "FastSLM", result: dict[str, object]) -> str:
