@@ -294,6 +294,14 @@ class TestHub:
         assert resolve("owner/name", allow_fetch=False) == self.folder
         assert len(self.calls) == 1
 
+    def test_a_description_is_fetched_without_weights_and_a_whole_repository_holds_one(self) -> None:
+        resolve("owner/name", progress=silent, without_weights=True)
+        resolve("owner/name", progress=silent, without_weights=True)
+        assert self.calls == [{"ignore_patterns": ["model.safetensors", "pytorch_model.bin"]}]
+        resolve("owner/name", progress=silent)
+        assert len(self.calls) == 2
+        assert resolve("owner/name", allow_fetch=False, without_weights=True) == self.folder
+
     def test_a_snapshot_that_lost_a_file_is_fetched_again(self) -> None:
         resolve("owner/name", progress=silent)
         (self.folder / "model.safetensors").unlink()

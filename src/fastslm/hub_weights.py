@@ -8,15 +8,19 @@ from pathlib import Path
 from fastslm.errors import WeightsError
 from fastslm.wheel_download import megabytes
 
+SAFE_FORMAT = ".safetensors"
 # The same weights in other formats, which are left out where safetensors are there.
 OTHER_FORMATS = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".tflite", ".ot")
 
 
-def fetch_from_hub(name: str, markers: Path, *, allow_fetch: bool, progress: Callable[[str], None]) -> Path:
+def fetch_from_hub(
+    name: str, markers: Path, *, allow_fetch: bool, progress: Callable[[str], None], without_weights: bool = False
+) -> Path:
     """The folder of the Hub's repository `name` (`owner/name`) in the cache of huggingface_hub.
 
     huggingface_hub downloads, resumes and locks. `markers` is a folder of notes on what was fetched whole: with one, no
-    network is reached, where huggingface_hub itself would ask whether there is something newer.
+    network is reached, where huggingface_hub itself would ask whether there is something newer. With
+    `without_weights`, only what describes a model is fetched: its configuration and tokenizer.
 
     Raises:
         WeightsError: not on the Hub, not public, no network, or offline and not in the cache.
@@ -32,8 +36,10 @@ def fetch_from_hub(name: str, markers: Path, *, allow_fetch: bool, progress: Cal
         RepositoryNotFoundError,
     )
 
-    marker = markers / f"{name.replace('/', '--')}.json"
-    if (folder := _marked(marker)) is not None:
+    whole = marker = markers / f"{name.replace('/', '--')}.json"
+    if without_weights:
+        marker = marker.with_suffix(".description.json")
+    if (folder := _marked(whole) or _marked(marker)) is not None:
         return folder
     if not allow_fetch or hub.HF_HUB_OFFLINE:
         try:
@@ -48,7 +54,9 @@ def fetch_from_hub(name: str, markers: Path, *, allow_fetch: bool, progress: Cal
             file.rfilename: file.size or 0 for file in HfApi().model_info(name, files_metadata=True).siblings or []
         }
         ignore: list[str] = []
-        if any(file.endswith(".safetensors") for file in files):
+        if without_weights:
+            ignore = [file for file in files if file.endswith((SAFE_FORMAT, *OTHER_FORMATS))]
+        elif any(file.endswith(SAFE_FORMAT) for file in files):
             ignore = [file for file in files if file.endswith(OTHER_FORMATS)]
         wanted = {file: size for file, size in files.items() if file not in ignore}
         progress(f"Fetching {name} ({megabytes(sum(wanted.values()))}) from the Hugging Face Hub.")

@@ -120,7 +120,11 @@ def list_weights() -> list[WeightsInfo]:
 
 
 def resolve(
-    name: str | os.PathLike[str], *, allow_fetch: bool = True, progress: Callable[[str], None] | None = None
+    name: str | os.PathLike[str],
+    *,
+    allow_fetch: bool = True,
+    progress: Callable[[str], None] | None = None,
+    without_weights: bool = False,
 ) -> Path:
     """The folder of the weights that are called `name`, fetched first if they are not cached.
 
@@ -128,6 +132,7 @@ def resolve(
         name: a folder, which is returned as it is; a known name (`list_weights`); or `owner/name` on the Hub.
         allow_fetch: False raises rather than reach the network.
         progress: told in words what is fetched and how far it is; by default these go to standard error.
+        without_weights: of a repository on the Hub, fetch the configuration and the tokenizer only.
 
     Raises:
         WeightsError: the name is unknown, or the weights cannot be fetched, checked or kept.
@@ -143,7 +148,13 @@ def resolve(
     if HUB_ID.fullmatch(text):
         from fastslm.hub_weights import fetch_from_hub
 
-        return fetch_from_hub(text, cache_dir() / "hub", allow_fetch=allow_fetch, progress=progress or _stderr())
+        return fetch_from_hub(
+            text,
+            cache_dir() / "hub",
+            allow_fetch=allow_fetch,
+            progress=progress or _stderr(),
+            without_weights=without_weights,
+        )
     raise _unknown(text)
 
 

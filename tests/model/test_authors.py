@@ -183,7 +183,7 @@ def test_a_checkpoint_of_other_values_does_not_agree(case, tmp_path):
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        ("config.json", "config.json cannot be read"),
+        ("config.json", "holds no config.json"),
         ("vectors.safetensors", "vectors.safetensors cannot be read"),
         ("../waveforms.safetensors", "waveforms.safetensors cannot be read"),
         ("checkpoint.pt", "--checkpoint"),
@@ -194,6 +194,13 @@ def test_a_case_that_lacks_a_file_is_refused(file, said, case):
     (case / file).unlink()
     with pytest.raises(CheckpointError, match=said):
         list(verify_case(case))
+
+
+def test_a_case_without_its_language_model_is_refused_without_a_look_at_the_network(case, monkeypatch):
+    shutil.rmtree(case / "llm")
+    monkeypatch.chdir(case.parent)
+    with pytest.raises(CheckpointError, match="holds no folder llm"):
+        list(verify_case(case.name))
 
 
 def test_waveforms_may_lie_in_the_case_itself(case):
@@ -309,8 +316,9 @@ def test_a_file_that_is_no_state_dict_is_refused_and_its_code_is_not_run(tmp_pat
         with pytest.raises(CheckpointError, match=f"{name}.pt"):
             read_state_dict(tmp_path / f"{name}.pt")
     (tmp_path / "text.pt").write_text("no checkpoint at all")
+    (tmp_path / "words.pt").write_text("hello these are words\n" * 200)
     (tmp_path / "cut.safetensors").write_bytes(b"\x10")
-    for name in ("text.pt", "cut.safetensors"):
+    for name in ("text.pt", "words.pt", "cut.safetensors"):
         with pytest.raises(CheckpointError, match="damaged"):
             read_state_dict(tmp_path / name)
     assert "must not run" not in capsys.readouterr().out

@@ -5,7 +5,6 @@ tokenizer, the caller gives.
 """
 
 import os
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, WhisperConfig, WhisperFeatureExtractor
 
@@ -24,6 +22,7 @@ from fastslm.model.positions import sinusoids
 from fastslm.model.processing import FastSLMProcessor, add_tokens
 from fastslm.model.saving import written_beside
 from fastslm.prompts import AUDIO_TOKEN
+from fastslm.weights import resolve
 
 AUTHORS_TEXT_MODEL = "Qwen/Qwen3-4B"
 AUTHORS_LORA_ALPHA = 64
@@ -121,6 +120,7 @@ def import_authors(
 
     Raises:
         CheckpointError: it cannot be read, or is not such a checkpoint, or does not fit the language model.
+        WeightsError: the language model's description cannot be found or fetched.
     """
     ours, model, processor = _prepare(read_state_dict(checkpoint), text_model, lora_alpha)
     with written_beside(folder) as scratch:
@@ -146,7 +146,9 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, SafetensorError, EOFError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error.strerror}): check its permissions.") from error
+    except Exception as error:  # what torch's unpickler raises over other bytes depends on the bytes
         raise CheckpointError(
             f"{file} is not a checkpoint of tensors alone, or is damaged: save it again with "
             "torch.save(model.state_dict(), file)."
@@ -302,12 +304,12 @@ def authors_state_dict(model: FastSLMForConditionalGeneration) -> dict[str, torc
 
 
 def _language_model(name: str | os.PathLike) -> tuple[Any, PreTrainedTokenizerBase]:
+    folder = resolve(name, without_weights=True)
     try:
-        return AutoConfig.from_pretrained(name), add_tokens(AutoTokenizer.from_pretrained(name))
+        return AutoConfig.from_pretrained(folder), add_tokens(AutoTokenizer.from_pretrained(folder))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{name} gives no configuration and tokenizer of a language model: name a folder with both, or a Hub id "
-            "that can be reached."
+            f"{name} gives no configuration and tokenizer of a language model: name a folder or a Hub id with both."
         ) from error
 
 

@@ -83,6 +83,8 @@ class ParityCase:
             raise CheckpointError(
                 f"There is no checkpoint {checkpoint}: expand the case's recipe and name the file with --checkpoint."
             )
+        if not (folder / "llm").is_dir():
+            raise CheckpointError(f"{folder} holds no folder llm: give the directory of one parity case.")
         alpha = self._entry("sizes", "lora_alpha")
         self.model, self.processor = load_authors(read_state_dict(checkpoint), folder / "llm", alpha, dtype)
         self.tokenizer: Any = self.processor.tokenizer
@@ -387,6 +389,8 @@ def _fact(name: str, value: float | None, expected: float, is_norm: bool = False
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file.parent} holds no {file.name}: give the directory of one parity case.") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read as JSON: give the directory of one parity case.") from error
 
