@@ -34,7 +34,7 @@ def compare(suite: Suite, first: Predictions, second: Predictions) -> dict[str, 
     return {
         "suite": suite.name,
         "figures": figures,
-        "clips": len({row["id"] for row in a}),
+        "clips": len({row["clip"] for row in a}),
         "first": {key: first.facts.get(key) for key in WHICH},
         "second": {key: second.facts.get(key) for key in WHICH},
         **suite.scored_by(a),

@@ -73,19 +73,25 @@ class Suite(ABC):
 def read_requests(suite: Suite, manifest: Path, limit: int | None = None) -> list[tuple[Clip, list[Row]]]:
     """What a suite asks about the first `limit` clips of a manifest, or all. Clips of another `task` are left out.
 
+    Clips of one recording that follow each other, such as several questions about it, are heard once.
+
     Raises:
         ManifestError: it cannot be read, none of its clips is for this suite, or one lacks audio or what is right.
     """
     own = [clip for clip in read_manifest(manifest) if clip.task in (None, suite.task)][:limit]
     if not own:
         raise ManifestError(f"{manifest}: no clip has the task {suite.task}: give a manifest with such clips.")
-    found = []
+    found: list[tuple[Clip, list[Row]]] = []
     for clip in own:
         clip.row(manifest.parent)  # raises where audio is missing
         shared = {"id": clip.id, "clip": _recording(clip), "duration": clip.duration, "language": clip.language}
         if clip.label_kind:
             shared["label_kind"] = clip.label_kind
-        found.append((clip, [shared | row for row in suite.rows(clip)]))
+        rows = [shared | row for row in suite.rows(clip)]
+        if found and suite.task != "transcribe" and found[-1][1][0]["clip"] == shared["clip"]:
+            found[-1][1].extend(rows)
+        else:
+            found.append((clip, rows))
     return found
 
 
@@ -102,7 +108,7 @@ def evaluate(
     Args:
         requests: from `read_requests`, by default all of the manifest's.
         predictions: where they are written, as JSONL, whole or not at all.
-        on_clip: told how many clips are done, after each.
+        on_clip: told how many recordings are done, after each.
 
     Returns:
         `report`'s, with the run's facts: seconds of audio and of processing, decoding included, their ratio, the model
@@ -174,8 +180,8 @@ def report(suite: Suite, predictions: Predictions) -> dict[str, Any]:
     return {
         **_figures(suite, rows),
         **suite.counts(rows),
-        "clips": len({row["id"] for row in rows}),
-        "cut_clips": len({row["id"] for row in rows if row["finish_reason"] == "length"}),
+        "clips": len({row["clip"] for row in rows}),
+        "cut_clips": len({row["clip"] for row in rows if row["finish_reason"] == "length"}),
         **({f"by_{suite.group_by}": groups} if groups else {}),
         **({"label_kinds": dict(kinds)} if kinds else {}),
         **suite.scored_by(rows),
