@@ -44,7 +44,7 @@ def test_partial_texts_come_while_a_window_fills_and_are_replaced(tiny: FastSLM)
         assert text.segment.end == pytest.approx(text.heard_seconds, abs=0.11)
         assert text.segment.start in (0, 30)
     partial = [text for text in live if not text.final and text.segment.start == 0]
-    assert [text.heard_seconds for text in partial][0] == pytest.approx(10, abs=0.11)
+    assert partial[0].heard_seconds == pytest.approx(10, abs=0.11)
 
 
 def test_a_text_comes_before_the_next_chunk_is_asked_for(tiny: FastSLM) -> None:

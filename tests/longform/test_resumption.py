@@ -1,10 +1,6 @@
 """Encodings that are stopped go on to the same bits."""
 
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +10,6 @@ from tiny_fastslm import noise
 
 from fastslm.errors import FastSLMError
 from fastslm.longform.encoder import WindowEncoder
-from fastslm.longform.memory import SpeechMemory
 from fastslm.longform.resumption import KeptGroups
 from fastslm.speech import FastSLM
 
@@ -115,29 +110,3 @@ def test_a_full_disk_is_a_sentence_and_what_was_whole_stays(tiny: FastSLM, tmp_p
     with KeptGroups(kept, tiny.encoder._stamp("fixed")) as groups:
         assert groups.windows == 4
     assert kept.stat().st_size == size
-
-
-def test_a_killed_command_goes_on_to_the_memory_of_one_that_was_not(
-    tiny: FastSLM, tiny_checkpoint: Path, tmp_path: Path, encode
-) -> None:
-    """The kill is a real one: SIGKILL, as soon as the first groups are kept."""
-    file = encode(tmp_path / "talk.wav", noise(600))
-    kept, target = tmp_path / "out" / "talk.fslm.partial", tmp_path / "out" / "talk.fslm"
-    program = "import sys, torch; torch.set_num_threads(int(sys.argv.pop(1))); from fastslm.cli import main; main()"
-    command = [sys.executable, "-c", program, str(torch.get_num_threads()), "encode", str(file)]
-    command += ["--model", str(tiny_checkpoint), "--output-dir", str(target.parent)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    running = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    while running.poll() is None and not kept.exists():
-        time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL
-    assert not target.exists()
-
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert "goes on at" in done.stderr
-    assert list(target.parent.iterdir()) == [target]
-    expected = tiny.encoder.encode(file)
-    memory = SpeechMemory.load(target)
-    assert torch.equal(memory.tokens, expected.tokens)
-    assert memory.facts == expected.facts

@@ -3,7 +3,9 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
 import typer
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from fastslm.speech import FastSLM
 
 Result = TypeVar("Result")
+LINE_SECONDS = 30
 
 
 def for_each_file(
@@ -43,6 +46,7 @@ def for_each_file(
         for file in readable:
 
             def both(file: Path = file) -> None:
+                _announce(loaded, file)
                 with progress_bar(file.name) as show:
                     result = work(loaded, file, lambda p: show(p.seconds, p.total_seconds, f"{clock(p.seconds)} heard"))
                 hand_over(loaded, file, result)
@@ -104,6 +108,19 @@ def _look_at(file: Path) -> None:
         probe_duration(file)
 
 
+def _announce(loaded: "FastSLM", file: Path) -> None:
+    """At the start of a long run, what it will take."""
+    from fastslm.audio import probe_duration
+    from fastslm.longform.memory import SUFFIX
+    from fastslm.longform.plan import LONG_SECONDS, plan
+
+    seconds = None if file.suffix.lower() == SUFFIX else probe_duration(file)
+    if seconds is not None and seconds >= LONG_SECONDS:
+        encoder = loaded.encoder
+        takes = plan(loaded.model, seconds, group_windows=encoder.group_windows, encoder_dtype=encoder.dtype)
+        typer.echo(f"fastslm: {file} is {takes.line()}", err=True)
+
+
 def _went_well(work: Callable[[], None], told: set[str]) -> bool:
     """Whether it was done; if not, by the user's fault, the sentence is printed, unless it was told before."""
     try:
@@ -117,11 +134,32 @@ def _went_well(work: Callable[[], None], told: set[str]) -> bool:
     return True
 
 
+class _Lines:
+    """Progress for a log: every `LINE_SECONDS`, how far it is and how long it still takes at the pace so far."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.started = self.told = monotonic()
+        self.first: float | None = None  # where it began, or went on
+
+    def tell(self, done: float, total: float | None, note: str) -> None:
+        now = monotonic()
+        self.first = done if self.first is None else self.first
+        if now - self.told < LINE_SECONDS:
+            return
+        self.told = now
+        left = ""
+        if total is not None and done > self.first:
+            seconds = (now - self.started) * max(0.0, total - done) / (done - self.first)
+            left = f", about {timedelta(seconds=round(seconds))} left"
+        typer.echo(f"fastslm: {self.name}: {note}{left}", err=True)
+
+
 @contextmanager
 def progress_bar(name: str) -> Iterator[Callable[[float, float | None, str], None]]:
-    """A bar with the time left, told what is done, of how much, and a note; on a terminal only."""
+    """A bar with the time left, told what is done, of how much, and a note; without a terminal, a line now and then."""
     if not sys.stderr.isatty():
-        yield lambda done, total, note: None
+        yield _Lines(name).tell
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn

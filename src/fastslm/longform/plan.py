@@ -161,12 +161,16 @@ def empty_model(folder: Path) -> FastSLMForConditionalGeneration:
     Raises:
         CheckpointError: the folder holds no FastSLM.
     """
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} holds no config.json: give a checkpoint's folder.")
     try:
         with torch.device("meta"):
             return FastSLMForConditionalGeneration(FastSLMConfig.from_pretrained(folder))
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{folder} does not describe a FastSLM ({reason}): give a checkpoint's folder.") from error
+        raise CheckpointError(
+            f"{folder} does not describe a FastSLM ({reason}): give a checkpoint's folder."
+        ) from error
 
 
 def most_windows(seconds: float, cuts: Cuts) -> int:

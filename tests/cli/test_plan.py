@@ -1,0 +1,67 @@
+"""`fastslm plan`, and what a long run says at its start."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_fastslm import noise
+
+from fastslm.cli import files, run
+from fastslm.longform import plan as planning
+
+
+@pytest.fixture
+def talk(tmp_path: Path, encode) -> Path:
+    return encode(tmp_path / "talk.wav", noise(95))
+
+
+def test_a_plan_names_windows_tokens_memory_and_the_reasons(
+    talk: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["plan", str(talk), "--model", str(tiny_checkpoint), "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    for words in ("4, fixed cuts", "200, ", "KV cache", "in one prompt of 2048 positions", "are free", "float32 ("):
+        assert words in out
+
+
+def test_a_plan_is_json_for_machines_and_of_a_memory_too(
+    talk: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model", str(tiny_checkpoint)]
+    assert run(["encode", str(talk), "--output-dir", str(tmp_path / "out"), *model]) == 0
+    capsys.readouterr()
+    assert run(["plan", str(talk), str(tmp_path / "out" / "talk.fslm"), "--json", *model]) == 0
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (first["windows"], first["audio_tokens"]) == (4, 200)
+    assert {**second, "file": "", "available_bytes": 0} == {**first, "file": "", "available_bytes": 0}
+
+
+@pytest.mark.parametrize(("arguments", "words"), [(["missing.wav"], "does not exist"), (["--cuts", "qiet"], "quiet")])
+def test_what_cannot_be_planned_is_a_sentence(
+    talk: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    named = arguments if arguments[0] == "missing.wav" else [str(talk), *arguments]
+    assert run(["plan", *named, "--model", str(tiny_checkpoint)]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_long_run_says_at_its_start_what_it_takes_and_a_short_one_does_not(
+    talk: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    command = ["encode", str(talk), "--output-dir", str(tmp_path / "out"), "--model", str(tiny_checkpoint)]
+    run(command)
+    assert "windows" not in capsys.readouterr().err
+    monkeypatch.setattr(planning, "LONG_SECONDS", 90)
+    run(command)
+    said = capsys.readouterr().err
+    assert f"fastslm: {talk} is 1:35 long: 4 windows, 200 speech tokens, about " in said
+    assert "one prompt holds 17:00." in said
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    clock = iter([0.0, 1.0, 20.0, 40.0, 50.0])
+    monkeypatch.setattr(files, "monotonic", lambda: next(clock))
+    with files.progress_bar("talk.mp3") as show:
+        for done in (100.0, 200.0, 300.0, 350.0):  # it went on at 100
+            show(done, 500.0, f"{done:.0f} s heard")
+    assert capsys.readouterr().err == "fastslm: talk.mp3: 300 s heard, about 0:00:40 left\n"
