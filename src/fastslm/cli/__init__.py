@@ -74,7 +74,8 @@ def run(arguments: list[str]) -> int:
         if words is None:
             raise
         if type(error).__name__ == "NoArgsIsHelpError":
-            typer.echo(words(), err=True)
+            if words():  # rich has printed the help already
+                typer.echo(words(), err=True)
             return USERS_FAULT
         context: Any = getattr(error, "ctx", None)
         path = context.command_path if context else "fastslm"

@@ -98,14 +98,16 @@ def warn(file: Path, warnings: tuple[str, ...]) -> None:
 
 
 def _look_at(file: Path) -> None:
-    """Raise what shows of a file without decoding it."""
-    from fastslm.audio import probe_duration
+    """Raise what shows of a file in its first second: before a model is loaded, or even fetched."""
+    from fastslm.audio import SAMPLE_RATE, probe_duration, stream_audio
     from fastslm.longform.memory import SUFFIX, SpeechMemory
 
     if file.suffix.lower() == SUFFIX:
         SpeechMemory.load(file)
+    elif file.is_file():
+        next(stream_audio(file, block_samples=SAMPLE_RATE))
     else:
-        probe_duration(file)
+        probe_duration(file)  # of a pipe nothing is taken
 
 
 def _announce(loaded: "FastSLM", file: Path) -> None:
