@@ -22,7 +22,7 @@ MaxNewTokens = Annotated[
     typer.Option(help="Tokens that the language model may write; by default enough.", show_default=False),
 ]
 Reader = Annotated[
-    str, typer.Option(help="What reads the speech tokens: ctc, llm, or auto, the better of the two in this model.")
+    str, typer.Option(help="What reads the speech tokens: ctc, whisper, llm, or auto, the best of them in this model.")
 ]
 Cuts = Annotated[
     str | None,

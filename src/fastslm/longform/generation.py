@@ -115,7 +115,7 @@ def write(
         budgets: tokens to write at most, one number a prompt.
         inputs: `speech_tokens` of the placeholders, or `past_key_values` that hold the prompts' beginning.
     """
-    done = _RowsDone(ids.shape[1], budgets, decoding.stop_at_loop)
+    done = RowsDone(ids.shape[1], budgets, decoding.stop_at_loop)
     written = model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -136,7 +136,7 @@ def write(
     return [_generated(row[:length], ends, processor) for row, length in zip(new, done.lengths, strict=True)]
 
 
-class _RowsDone(StoppingCriteria):
+class RowsDone(StoppingCriteria):
     """Ends each row at its own budget or, where that is asked for, once it is in a loop."""
 
     LOOK_EVERY = 16

@@ -1,4 +1,4 @@
-"""What reads the speech tokens of windows as text: the CTC head, the language model, each behind one small protocol.
+"""What reads the speech tokens of windows: the CTC head, Whisper's decoder, the language model, behind one protocol.
 
 A further reader is one class here, and its name in `Reader`.
 """
@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from typing import ClassVar, Literal, Protocol, cast, get_args
 
 import torch
+from transformers import StoppingCriteriaList
 
 from fastslm.audio import WINDOW_SECONDS
 from fastslm.errors import OptionError
@@ -17,6 +18,7 @@ from fastslm.longform.generation import (
     DOES_NOT_READ,
     PLAIN,
     Decoding,
+    RowsDone,
     context_length,
     generate,
     prompt_ids,
@@ -24,12 +26,13 @@ from fastslm.longform.generation import (
     token_budget,
 )
 from fastslm.longform.results import FinishReason, Word
+from fastslm.longform.timestamps import word_times
 from fastslm.model.ctc_head import greedy_words
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 from fastslm.prompts import CONTROL_TOKEN
 
-Reader = Literal["auto", "ctc", "llm"]
+Reader = Literal["auto", "ctc", "whisper", "llm"]
 # Each window alone; each with those before it; all of them in one prompt.
 Method = Literal["window", "context", "whole"]
 
@@ -120,11 +123,9 @@ class CTCReader:
         self, tokens: torch.Tensor, seconds: Sequence[float], budgets: Sequence[int], decoding: Decoding = PLAIN
     ) -> list[Reading]:
         """As `WindowReader`."""
-        head = self.model.ctc_head
-        assert head is not None
-        parameter = next(head.parameters())
         readings = []
-        for log_probs, end in zip(head(tokens.to(parameter.device, parameter.dtype)).cpu(), seconds, strict=True):
+        letters = self.model.letters(tokens.to(self.model.device)).cpu()
+        for log_probs, end in zip(letters, seconds, strict=True):
             # Nothing can be said after the end: the window goes on with padding there.
             spoken = [word for word in greedy_words(log_probs, WINDOW_SECONDS) if word.start < end]
             words = tuple(Word(w.word, w.start, min(w.end, end), w.log_probability) for w in spoken)
@@ -134,6 +135,58 @@ class CTCReader:
     def text_of(self, ids: Sequence[int]) -> str:
         """As `WindowReader`: it writes no tokens."""
         raise NotImplementedError
+
+
+class WhisperDecoderReader:
+    """Whisper's decoder, frozen, reads what the unfolder makes of the tokens: cased and punctuated text."""
+
+    name: ClassVar[str] = "whisper"
+    writes_tokens: ClassVar[bool] = True
+    methods: ClassVar[tuple[Method, ...]] = ("window",)
+
+    def __init__(self, model: FastSLMForConditionalGeneration, processor: FastSLMProcessor):
+        self.model = model
+
+    @staticmethod
+    def lacking(model: FastSLMForConditionalGeneration) -> str | None:
+        """As `WindowReader`."""
+        if model.reader is None:
+            return "The model has no unfolder for Whisper's decoder to read with: choose the reader ctc or llm."
+        return None
+
+    def caveats(self) -> list[str]:
+        """As `WindowReader`."""
+        return []
+
+    @torch.inference_mode()
+    def read(
+        self, tokens: torch.Tensor, seconds: Sequence[float], budgets: Sequence[int], decoding: Decoding = PLAIN
+    ) -> list[Reading]:
+        """As `WindowReader`."""
+        reader = self.model.reader
+        assert reader is not None
+        tokens = tokens.to(self.model.device)
+        done = RowsDone(len(reader.start), budgets, decoding.stop_at_loop)
+        written = reader.read(
+            tokens,
+            max(budgets),
+            stopping_criteria=StoppingCriteriaList([done]),
+            no_repeat_ngram_size=decoding.no_repeat_ngram_size or None,
+            repetition_penalty=decoding.repetition_penalty,
+        )
+        texts = [self.text_of(row.ids[:length]) for row, length in zip(written, done.lengths, strict=True)]
+        words: list[list[Word]] = [[] for _ in texts]
+        if self.model.ctc_head is not None:
+            words = word_times(self.model.letters(tokens).cpu(), texts, seconds, WINDOW_SECONDS)
+        return [
+            Reading(text, tuple(own), row.ids[:length], "stop" if row.complete else "length")
+            for text, own, row, length in zip(texts, words, written, done.lengths, strict=True)
+        ]
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """As `WindowReader`."""
+        assert self.model.reader is not None
+        return self.model.reader.text_of(ids)
 
 
 class LLMReader:
@@ -198,7 +251,9 @@ class LLMReader:
         return text_of(self.processor, ids)
 
 
-READERS: dict[str, type[WindowReader]] = {reader.name: reader for reader in (CTCReader, LLMReader)}
+READERS: dict[str, type[WindowReader]] = {
+    reader.name: reader for reader in (CTCReader, WhisperDecoderReader, LLMReader)
+}
 
 
 def choose_method(name: str, reader: type[WindowReader]) -> Method:

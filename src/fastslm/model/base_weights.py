@@ -1,11 +1,11 @@
-"""The frozen base: Whisper's encoder and a text model, loaded from their own checkpoints."""
+"""The frozen base: Whisper's encoder and decoder and a text model, loaded from their own checkpoints."""
 
 import os
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder
 
 from fastslm.errors import CheckpointError
 from fastslm.model.configuration import FastSLMConfig
@@ -34,6 +34,27 @@ def load_encoder(name: str | os.PathLike, dtype: torch.dtype = torch.float32) ->
     encoder, info = loaded
     refuse_differences(os.fspath(name), info["missing_keys"], (), info["mismatched_keys"])
     return encoder
+
+
+class PretrainedDecoder(WhisperDecoder):
+    """Whisper's decoder, which does not mind an encoder in the file that it is read from."""
+
+    _keys_to_ignore_on_load_unexpected = {r"^(model\.)?encoder\.", r"^proj_out\."}  # noqa: RUF012
+
+
+def load_decoder(name: str | os.PathLike, dtype: torch.dtype = torch.float32) -> WhisperDecoder:
+    """The decoder of a Whisper checkpoint.
+
+    Raises:
+        WeightsError: the weights cannot be found or fetched.
+        CheckpointError: they lack a tensor of the decoder.
+    """
+    loaded: Any = PretrainedDecoder.from_pretrained(
+        resolve(name), dtype=dtype, output_loading_info=True, key_mapping={r"^(model\.)?decoder\.": ""}
+    )
+    decoder, info = loaded
+    refuse_differences(os.fspath(name), info["missing_keys"], (), info["mismatched_keys"])
+    return decoder
 
 
 def load_text_model(name: str | os.PathLike, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Any:

@@ -8,7 +8,7 @@ from fastslm.prompts import PROMPT_LAYOUTS
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MEL_MODES = ("window", "authors")
-TRANSCRIPT_READERS = ("ctc", "llm")
+TRANSCRIPT_READERS = ("ctc", "whisper", "llm")
 # What the CTC head writes; index 0 is its blank.
 CTC_CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"
 
@@ -118,7 +118,12 @@ class FastSLMConfig(PreTrainedConfig):
         added_embeddings: rows by which the text model's embedding outgrew the base's, because the tokenizer did.
         ctc_head: whether the checkpoint carries a CTC head (ours, architecture.md "the tied start").
         ctc_hidden_size, ctc_layers, ctc_steps_per_token: sizes of that head.
-        transcript_reader: what reads the speech tokens better, `ctc` or `llm`; `None`: the CTC head, if any.
+        ctc_reads: `tokens`, in which each look has channels of its own (the tied start), or `frames`, what the unfolder
+            makes of the tokens.
+        reader_base: the Whisper checkpoint whose decoder reads the speech tokens through an unfolder (ours,
+            `model/whisper_reader.py`); `None` is without.
+        reader_layers: blocks of that unfolder.
+        transcript_reader: what reads the speech tokens best, `ctc`, `whisper` or `llm`; `None`: the CTC head, if any.
         llm_reads_speech: whether the language model has learnt to read speech tokens; where not, results say so.
         languages: codes of what the model was trained to transcribe, the default first.
     """
@@ -145,6 +150,9 @@ class FastSLMConfig(PreTrainedConfig):
         ctc_hidden_size: int = 256,
         ctc_layers: int = 4,
         ctc_steps_per_token: int = 24,
+        ctc_reads: str = "tokens",
+        reader_base: str | None = None,
+        reader_layers: int = 3,
         transcript_reader: str | None = None,
         llm_reads_speech: bool = False,
         languages: list[str] | tuple[str, ...] = ("en",),
@@ -173,6 +181,9 @@ class FastSLMConfig(PreTrainedConfig):
         self.ctc_hidden_size = ctc_hidden_size
         self.ctc_layers = ctc_layers
         self.ctc_steps_per_token = ctc_steps_per_token
+        self.ctc_reads = ctc_reads
+        self.reader_base = reader_base
+        self.reader_layers = reader_layers
         self.transcript_reader = transcript_reader
         self.llm_reads_speech = llm_reads_speech
         self.languages = list(languages)
@@ -181,6 +192,10 @@ class FastSLMConfig(PreTrainedConfig):
             raise ValueError(f"mel_mode is {mel_mode!r}; it must be one of {', '.join(MEL_MODES)}.")
         if prompt_layout not in PROMPT_LAYOUTS:
             raise ValueError(f"prompt_layout is {prompt_layout!r}; it must be one of {', '.join(PROMPT_LAYOUTS)}.")
+        if ctc_reads not in ("tokens", "frames"):
+            raise ValueError(f"ctc_reads is {ctc_reads!r}; it must be 'tokens' or 'frames'.")
+        if ctc_head and ctc_reads == "frames" and reader_base is None:
+            raise ValueError("ctc_reads 'frames' needs reader_base: without an unfolder there are no frames.")
         if transcript_reader not in (None, *TRANSCRIPT_READERS):
             raise ValueError(
                 f"transcript_reader is {transcript_reader!r}; it must be null or one of "

@@ -102,6 +102,32 @@ class CTCHead(nn.Module):
         return self.out(self.dropout(steps)).float().log_softmax(-1)
 
 
+class FrameCTCHead(nn.Module):
+    """Unfolded frames → log-probabilities of characters, two steps a frame (ours).
+
+    For tokens that keep no looks in order of time, as those that Whisper's decoder reads (`model/whisper_reader.py`).
+    """
+
+    STEPS_PER_FRAME = 2
+    KERNEL = 5
+
+    def __init__(self, config: FastSLMConfig, dropout: float = 0.0):
+        super().__init__()
+        width = config.ctc_hidden_size
+        self.hear = nn.Conv1d(config.hfq_config.hidden_size, width, self.KERNEL, padding=self.KERNEL // 2)
+        self.dropout = nn.Dropout(dropout)
+        self.context = nn.ModuleList(ContextBlock(width, dropout) for _ in range(config.ctc_layers))
+        self.out = nn.Linear(width, self.STEPS_PER_FRAME * (len(CTC_CHARACTERS) + 1))
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """(windows, frames, hidden) → (windows, frames · 2, classes): float32 log-probabilities; class 0 is blank."""
+        steps = F.gelu(self.hear(frames.transpose(1, 2))).transpose(1, 2)
+        for block in self.context:
+            steps = block(steps)
+        scores = self.out(self.dropout(steps)).unflatten(-1, (self.STEPS_PER_FRAME, -1)).flatten(1, 2)
+        return scores.float().log_softmax(-1)
+
+
 @dataclass(frozen=True)
 class TimedWord:
     """A word, when it is said in seconds from its window's start, and the mean log-probability of its letters."""

@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder
 from transformers.utils.generic import can_return_tuple
 
 import fastslm.model.processing  # noqa: F401  AutoProcessor is to know ours where the Auto models do
@@ -47,12 +47,14 @@ class FastSLMCausalLMOutputWithPast(CausalLMOutputWithPast):
 class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
     """Hears speech at 50 tokens a 30 s window and answers in text (arXiv 2601.06199).
 
-    Only the HFQ-Former, the projection, LoRA and the CTC head, if there is one, are trainable. LoRA is on where the
-    prompt, or the cache that continues it, holds speech: a prompt of text alone is answered by the base model.
+    Only the HFQ-Former, the projection, LoRA and, where they are, the CTC head and the unfolder of Whisper's decoder
+    are trainable. LoRA is on where the prompt, or the cache that continues it, holds speech: a prompt of text alone is
+    answered by the base model.
 
     Args:
         config: the configuration.
-        encoder, language_model: parts that already hold weights; without them both are made from the configuration.
+        encoder, language_model, decoder: parts that already hold weights; what is not given is made from the
+            configuration.
     """
 
     base_model_prefix = ""
@@ -71,6 +73,7 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
         config: FastSLMConfig,
         encoder: WhisperEncoder | None = None,
         language_model: PreTrainedModel | None = None,
+        decoder: WhisperDecoder | None = None,
     ):
         super().__init__(config)
         self.encoder = encoder if encoder is not None else WhisperEncoder._from_config(config.audio_config)
@@ -85,9 +88,14 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
         add_lora(self.language_model, config, on_meta=on_meta)
         self.ctc_head = None
         if config.ctc_head:
-            from fastslm.model.ctc_head import CTCHead
+            from fastslm.model.ctc_head import CTCHead, FrameCTCHead
 
-            self.ctc_head = CTCHead(config)
+            self.ctc_head = FrameCTCHead(config) if config.ctc_reads == "frames" else CTCHead(config)
+        self.reader = None
+        if config.reader_base is not None:
+            from fastslm.model.whisper_reader import WhisperReader
+
+            self.reader = WhisperReader(config, decoder)
         if not on_meta:
             start_hfq_former(self.hfq_former)
             mark_started(*self.trained_parts())
@@ -104,21 +112,26 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
             self.generation_config.suppress_tokens = sorted(suppressed)
 
     def trained_parts(self) -> list[nn.Module]:
-        """The modules of our own, all of which is trained: HFQ-Former, projection and, where there is one, CTC head."""
-        return [part for part in (self.hfq_former, self.projector, self.ctc_head) if part is not None]
+        """The modules of our own, all of which is trained: HFQ-Former, projection, and other readers than the LLM."""
+        unfold = None if self.reader is None else self.reader.unfold
+        return [part for part in (self.hfq_former, self.projector, self.ctc_head, unfold) if part is not None]
 
     def freeze_base(self) -> None:
         """The encoder and the language model's own weights take no gradient; the encoder stays in evaluation mode."""
         self.encoder.requires_grad_(False)
         self.encoder.eval()
+        if self.reader is not None:
+            self.reader.decoder.requires_grad_(False)
         for name, parameter in self.language_model.named_parameters():
             if not is_lora_key(f".{name}"):
                 parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "FastSLMForConditionalGeneration":
-        """As in torch, but the frozen encoder never leaves evaluation mode."""
+        """As in torch, but the frozen encoder and decoder of Whisper never leave evaluation mode."""
         super().train(mode)
         self.encoder.eval()
+        if self.reader is not None:
+            self.reader.decoder.eval()
         return self
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs: Any) -> None:
@@ -130,6 +143,17 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
     if TYPE_CHECKING:
         # transformers declares it for a protocol that no model meets.
         def generate(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def letters(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the CTC head hears in tokens: (windows, 50, hidden) → (windows, steps, classes) of log-probabilities.
+
+        Raises:
+            ValueError: the model has no CTC head.
+        """
+        if self.ctc_head is None:
+            raise ValueError("The model has no CTC head: make one with `ctc_head` in the configuration.")
+        tokens = tokens.to(next(self.ctc_head.parameters()))
+        return self.ctc_head(self.reader.unfold(tokens) if self.config.ctc_reads == "frames" else tokens)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()

@@ -1,7 +1,7 @@
 """Checkpoints in two forms: all weights, as transformers has it, and the trained part alone, completed from the base.
 
     everything      model.safetensors (or shards); config.json with base_encoder and base_text_model null
-    trained part    model.safetensors with HFQ-Former, projection, CTC head, LoRA; config.json names the base weights
+    trained part    model.safetensors with HFQ-Former, projection, CTC head, unfolder, LoRA; config.json names the base
 
 `from_pretrained` tells them apart by the configuration. A missing, unexpected or ill-shaped tensor is always an error.
 """
@@ -27,6 +27,7 @@ from fastslm.model.base_weights import (
     check_base,
     grow_embeddings,
     is_tied,
+    load_decoder,
     load_encoder,
     load_text_model,
     refuse_differences,
@@ -146,8 +147,9 @@ class FastSLMPreTrainedModel(PreTrainedModel):
         check_base(config, encoder, text_model)
         grow_embeddings(text_model, config.added_embeddings)
         config.text_config = text_model.config
+        decoder = None if config.reader_base is None else load_decoder(config.reader_base, dtype)
         with torch.device("meta") if on_meta else nullcontext():
-            model: Any = cls(config, encoder=encoder, language_model=text_model)  # type: ignore[call-arg]
+            model: Any = cls(config, encoder=encoder, language_model=text_model, decoder=decoder)  # type: ignore
         model.generation_config = deepcopy(text_model.generation_config)
         model.write_no_placeholders()
         return model
@@ -194,7 +196,7 @@ class FastSLMPreTrainedModel(PreTrainedModel):
             self.config.base_encoder, self.config.base_text_model = named
 
     def save_trained(self, save_directory: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
-        """HFQ-Former, projection, CTC head and LoRA alone, with a configuration that names the base weights.
+        """HFQ-Former, projection, CTC head, unfolder and LoRA alone, with a configuration that names the base weights.
 
         Args:
             dtype: of the file; by default the parameters' own. The model loads in the dtype that it has now.
@@ -232,7 +234,7 @@ class FastSLMPreTrainedModel(PreTrainedModel):
 
 def is_trained_key(key: str) -> bool:
     """Whether a key of the whole model's state dict belongs to the trained part."""
-    return key.startswith(("hfq_former.", "projector.", "ctc_head.")) or is_lora_key(key)
+    return key.startswith(("hfq_former.", "projector.", "ctc_head.", "reader.unfold.")) or is_lora_key(key)
 
 
 @contextmanager

@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows of one step: frames (windows, 1500, hidden), what is known of each, and how far each was rolled."""
+    """Windows of one step: frames (windows, 1500, hidden), what is known of each, and how far each was rolled.
+
+    whole: the frames before stretches of them were blanked, where some were.
+    """
 
     frames: torch.Tensor
     labels: Sequence[WindowLabel]
     shifts: Sequence[int]
+    whole: torch.Tensor | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -46,7 +50,13 @@ class Objective(Protocol):
 
 @runtime_checkable
 class Writer(Protocol):
-    """An objective whose transcript does not come from the CTC head."""
+    """An objective whose transcript does not come from the CTC head.
+
+    writer: what it comes from. validation_clips: so many are written at a validation.
+    """
+
+    writer: str
+    validation_clips: int
 
     def transcripts(self, frames: torch.Tensor) -> list[str]:
         """The text of each window."""

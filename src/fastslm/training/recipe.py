@@ -39,6 +39,18 @@ class CTCRecipe(Section):
     layers: int = pydantic.Field(default=4, gt=0)
     # Steps that a token is read in; the tied start needs its looks, heads × detail blocks.
     steps_per_token: int = pydantic.Field(default=24, gt=0)
+    # `frames`: the head reads what the unfolder makes of the tokens, in two steps a frame.
+    reads: Literal["tokens", "frames"] = "tokens"
+
+
+class ReaderRecipe(Section):
+    """Whisper's own decoder, frozen, that reads the tokens through an unfolder (ours)."""
+
+    base: str = "whisper-tiny.en"
+    # Windows from which tokens and unfolder take the least-squares start, where training starts anew; 0 is none.
+    start_windows: int = pydantic.Field(default=0, ge=0)
+    # Blocks of the unfolder.
+    layers: int = pydantic.Field(default=3, ge=0)
 
 
 class LoRARecipe(Section):
@@ -57,12 +69,13 @@ class ModelRecipe(Section):
     text_model: str
     hfq: HFQRecipe = HFQRecipe()
     ctc: CTCRecipe | None = CTCRecipe()
+    reader: ReaderRecipe | None = None
     lora: LoRARecipe = LoRARecipe()
     mel_mode: Literal["window", "authors"] = "window"
     prompt_layout: Literal["audio_first", "task_first"] = "audio_first"
     # What the model says of itself: see FastSLMConfig.
     languages: tuple[str, ...] = ("en",)
-    transcript_reader: Literal["ctc", "llm"] | None = None
+    transcript_reader: Literal["ctc", "whisper", "llm"] | None = None
     llm_reads_speech: bool = False
 
 
@@ -86,7 +99,7 @@ class DataRecipe(Section):
 
 
 class Rates(Section):
-    """Peak learning rates of the parts: HFQ-Former, CTC head, projection, LoRA.
+    """Peak learning rates of the parts: HFQ-Former, CTC head, unfolder of the reader, projection, LoRA.
 
     Where a part has a rate for `matrices`, Muon trains its 2-D weights and AdamW the rest; where that is 0, AdamW
     trains all of it at the other rate. A part whose rates are all 0 stays as it is.
@@ -96,19 +109,34 @@ class Rates(Section):
     hfq_other: float = pydantic.Field(default=0.0, ge=0)
     head_matrices: float = pydantic.Field(default=0.0, ge=0)
     head_other: float = pydantic.Field(default=0.0, ge=0)
+    reader_matrices: float = pydantic.Field(default=0.0, ge=0)
+    reader_other: float = pydantic.Field(default=0.0, ge=0)
     projector: float = pydantic.Field(default=0.0, ge=0)
     lora: float = pydantic.Field(default=0.0, ge=0)
+
+
+# What each objective trains, and which of them may have the CTC loss beside their own.
+TRAINED = {
+    "tied": ("hfq", "head"),
+    "alignment": ("hfq", "head"),
+    "ctc": ("hfq", "head"),
+    "frames": ("hfq", "reader"),
+    "reader": ("hfq", "reader"),
+    "llm": ("hfq", "projector", "lora"),
+}
+BESIDE_CTC = ("reader", "llm")
 
 
 class Phase(Section):
     """A part of the stage with one objective, one set of learning rates and one schedule.
 
     objective: `tied` is the tied start (looks share one value map), `alignment` classifies characters in time against
-    forced alignments, `ctc` reads the tokens with the CTC head, `llm` is the paper's loss on the transcript's tokens.
+    forced alignments, `ctc` reads the tokens with the CTC head, `frames` unfolds them to the encoder's frames,
+    `reader` has Whisper's own decoder read those, `llm` is the paper's loss on the transcript's tokens.
     """
 
     name: str
-    objective: Literal["tied", "alignment", "ctc", "llm"]
+    objective: Literal["tied", "alignment", "ctc", "frames", "reader", "llm"]
     steps: int = pydantic.Field(gt=0)
     batch_windows: int = pydantic.Field(default=8, gt=0)
     accumulate: int = pydantic.Field(default=1, gt=0)
@@ -124,8 +152,10 @@ class Phase(Section):
     mask: float = pydantic.Field(default=0.0, ge=0, lt=1)
     mask_frames: int = pydantic.Field(default=15, gt=0)
     dropout: float = pydantic.Field(default=0.1, ge=0, lt=1)
-    # Weight of the CTC loss beside the language model's.
+    # Weight of the CTC loss beside the language model's or the reader's.
     ctc_weight: float = pydantic.Field(default=0.0, ge=0)
+    # Weight, beside the reader's loss, of how far the unfolded frames are from the encoder's own.
+    frames_weight: float = pydantic.Field(default=0.0, ge=0)
     # Weights are averaged over the steps with this decay, and the average is what leaves the phase; 0 is off.
     average: float = pydantic.Field(default=0.0, ge=0, lt=1)
     validate_every: int = pydantic.Field(default=200, gt=0)
@@ -135,15 +165,17 @@ class Phase(Section):
         given = [key for key, rate in self.rates.model_dump().items() if rate]
         if not given:
             raise ValueError("every learning rate is 0, so nothing would train")
-        trained = ("hfq", "head") if self.objective != "llm" else ("hfq", "projector", "lora")
-        if self.objective == "llm" and self.ctc_weight:
+        trained = TRAINED[self.objective]
+        if self.ctc_weight:
             trained = (*trained, "head")
         if idle := [key for key in given if not key.startswith(trained)]:
-            why = " without a ctc_weight" if self.objective == "llm" else ""
+            why = " without a ctc_weight" if self.objective in BESIDE_CTC else ""
             raise ValueError(f"objective {self.objective} does not train {', '.join(idle)}{why}; set 0 there")
-        if self.ctc_weight and self.objective != "llm":
+        if self.ctc_weight and self.objective not in BESIDE_CTC:
             raise ValueError(f"ctc_weight does nothing for objective {self.objective}; leave it out")
-        reads = self.objective != "llm" or self.ctc_weight
+        if self.frames_weight and self.objective != "reader":
+            raise ValueError(f"frames_weight does nothing for objective {self.objective}; leave it out")
+        reads = self.objective in ("tied", "alignment", "ctc") or self.ctc_weight
         if "dropout" in self.model_fields_set and self.dropout and not reads:
             raise ValueError("dropout is the CTC head's, which this phase does not train; leave it out")
         if "mask_frames" in self.model_fields_set and not self.mask:
@@ -175,6 +207,17 @@ class Recipe(Section):
     def _can_be_run(self) -> "Recipe":
         if self.model.ctc is None:
             raise ValueError("model.ctc is null, but validation reads the tokens with the CTC head; leave the key out")
+        needs = [phase.objective for phase in self.phases if phase.objective in ("frames", "reader")]
+        if self.model.reader is None and needs:
+            raise ValueError(f"objective {needs[0]} needs model.reader, the decoder that reads; set it")
+        if self.model.ctc.reads == "frames":
+            if self.model.reader is None:
+                raise ValueError("model.ctc.reads is frames, which model.reader unfolds; set model.reader")
+            of_tokens = [phase.objective for phase in self.phases if phase.objective in ("tied", "alignment", "ctc")]
+            if of_tokens:
+                raise ValueError(f"objective {of_tokens[0]} needs a head that reads tokens; set model.ctc.reads to it")
+        if self.model.reader is not None and self.model.reader.start_windows and self.start_from is not None:
+            raise ValueError("model.reader.start_windows does nothing after start_from; leave one of them out")
         if self.model.mel_mode != "window":
             raise ValueError("model.mel_mode is authors, but packed windows have a log-mel of their own; set window")
         return self

@@ -11,17 +11,20 @@ from transformers import AutoConfig, WhisperConfig
 
 from fastslm import weights
 from fastslm.errors import CheckpointError, RecipeError
+from fastslm.model.base_weights import load_decoder
 from fastslm.model.configuration import FastSLMConfig, HFQFormerConfig
-from fastslm.model.ctc_head import CTCHead
+from fastslm.model.ctc_head import CTCHead, FrameCTCHead
 from fastslm.model.hfq_former import HFQFormer
 from fastslm.model.lora import is_lora_key
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 from fastslm.model.saving import read_trained
 from fastslm.model.starts import start_hfq_former
+from fastslm.model.whisper_reader import WhisperReader
 from fastslm.training.alignment import AlignedCharacters, require_aligner
 from fastslm.training.disk import writing
 from fastslm.training.objectives import CharacterAlignment, Objective, TiedCTC, TokenCTC
+from fastslm.training.reading import FrameRecovery, ReaderTranscript
 from fastslm.training.recipe import CTCRecipe, ModelRecipe, Phase, Recipe
 from fastslm.training.tied_start import TiedLooks, check_tied, untie
 from fastslm.training.transcript import LanguageModelTranscript, lora_parameters
@@ -44,7 +47,10 @@ def own_config(model: ModelRecipe) -> dict[str, Any]:
         "ctc_hidden_size": ctc.hidden_size,
         "ctc_layers": ctc.layers,
         "ctc_steps_per_token": ctc.steps_per_token,
+        "ctc_reads": ctc.reads,
         "languages": list(model.languages),
+        "reader_base": None if model.reader is None else model.reader.base,
+        "reader_layers": 0 if model.reader is None else model.reader.layers,
         "transcript_reader": model.transcript_reader,
         "llm_reads_speech": model.llm_reads_speech,
     }
@@ -91,9 +97,13 @@ class Learner:
         self.hfq_former = HFQFormer(self.config.hfq_config)
         start_hfq_former(self.hfq_former)
         try:
-            self.head = CTCHead(self.config)
+            self.head = FrameCTCHead(self.config) if self.config.ctc_reads == "frames" else CTCHead(self.config)
         except ValueError as error:
             raise RecipeError(f"model.ctc: {error}") from None
+        self.reader: WhisperReader | None = None
+        if recipe.model.reader is not None:
+            decoder = load_decoder(recipe.model.reader.base, self.frozen_dtype)
+            self.reader = WhisperReader(self.config, decoder).to(device)
         self._check_objectives()
         self.hfq_former.to(device)
         self.head.to(device)
@@ -101,6 +111,11 @@ class Learner:
         self.processor: FastSLMProcessor | None = None
         if recipe.start_from is not None:
             self.start_from(recipe.start_from)
+
+    @property
+    def frozen_dtype(self) -> torch.dtype:
+        """Of weights that are not trained."""
+        return torch.bfloat16 if self.recipe.precision == "bf16" else torch.float32
 
     @torch.no_grad()
     def start_from(self, folder: Path) -> None:
@@ -110,7 +125,11 @@ class Learner:
             CheckpointError: it cannot be read, or is of another size than the recipe's model.
         """
         state = read_trained(folder)
-        for prefix, module in (("hfq_former.", self.hfq_former), ("ctc_head.", self.head)):
+        parts: list[tuple[str, nn.Module]] = [("hfq_former.", self.hfq_former), ("ctc_head.", self.head)]
+        if self.reader is not None and any(key.startswith("reader.unfold.") for key in state):
+            # A stage may be the first that has a reader.
+            parts.append(("reader.unfold.", self.reader.unfold))
+        for prefix, module in parts:
             own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
             expected = module.state_dict()
             other = sorted(
@@ -157,6 +176,12 @@ class Learner:
             return TokenCTC(self.hfq_former, self.head)
         if phase.objective == "alignment":
             return CharacterAlignment(self.hfq_former, self.head, AlignedCharacters(self.recipe))
+        if phase.objective == "frames":
+            assert self.reader is not None
+            return FrameRecovery(self.hfq_former, self.head, self.reader)
+        if phase.objective == "reader":
+            assert self.reader is not None
+            return ReaderTranscript(self.hfq_former, self.head, self.reader, phase)
         model, processor = self.whole_model()
         return LanguageModelTranscript(model, processor, phase.ctc_weight)
 
@@ -181,11 +206,11 @@ class Learner:
                 recipe.encoder,
                 recipe.text_model,
                 tokenizer=processor.tokenizer,
-                dtype=torch.bfloat16 if self.recipe.precision == "bf16" else torch.float32,
+                dtype=self.frozen_dtype,
                 hfq_config=recipe.hfq.model_dump(),
                 **own_config(recipe),
             )
-            model.hfq_former, model.ctc_head = self.hfq_former, self.head
+            model.hfq_former, model.ctc_head, model.reader = self.hfq_former, self.head, self.reader
             model.projector.float()
             for parameter in lora_parameters(model):
                 parameter.data = parameter.data.float()
@@ -199,6 +224,8 @@ class Learner:
         """Training mode, with the phase's dropout in the head."""
         self.hfq_former.train()
         self.head.train()
+        if self.reader is not None:
+            self.reader.unfold.train()
         if phase.objective == "llm" and self.model is not None:
             self.model.train()
         for module in self.head.modules():
@@ -209,12 +236,16 @@ class Learner:
         """Evaluation mode of all parts."""
         self.hfq_former.eval()
         self.head.eval()
+        if self.reader is not None:
+            self.reader.eval()
         if self.model is not None:
             self.model.eval()
 
     def state_dict(self, objective: Objective | None = None) -> dict[str, Any]:
         """Weights of all parts that are trained, for a checkpoint."""
         state: dict[str, Any] = {"hfq_former": self.hfq_former.state_dict(), "head": self.head.state_dict()}
+        if self.reader is not None:
+            state["unfold"] = self.reader.unfold.state_dict()
         if isinstance(objective, TiedCTC):
             state["value"] = objective.looks.value.state_dict()
         if self.model is not None:
@@ -227,6 +258,8 @@ class Learner:
         """Take over the weights of `state_dict`."""
         self.hfq_former.load_state_dict(state["hfq_former"])
         self.head.load_state_dict(state["head"])
+        if self.reader is not None:
+            self.reader.unfold.load_state_dict(state["unfold"])
         if "lora" in state:
             model, _ = self.whole_model()
             model.projector.load_state_dict(state["projector"])

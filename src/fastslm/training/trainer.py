@@ -24,6 +24,7 @@ from fastslm.training.feature_cache import (
     cache_training_windows,
     cache_validation_windows,
 )
+from fastslm.training.frame_start import start_from_frames
 from fastslm.training.interruption import Interruption, Stopped
 from fastslm.training.objectives import Batch, Objective, Writer, masked, shifted
 from fastslm.training.optimizer import Average, Optimizers
@@ -32,8 +33,7 @@ from fastslm.training.recipe import Phase, Recipe
 from fastslm.training.stages import Learner
 
 VALIDATION_BATCH = 10
-# Writing takes a pass of the language model a token, so fewer clips have to do.
-WRITTEN_CLIPS = 20
+START_BATCH = 10
 
 
 class Trainer:
@@ -104,6 +104,8 @@ class Trainer:
             self._say_what_is_lost("validation", validation)
             if self.global_step:
                 self.line.say(f"going on at phase {recipe.phases[self.phase].name}, step {self.step}")
+            if state is None and not self.global_step:
+                self._start_from_frames(learner)
             self._clock = time.monotonic() - self.seconds
             self._saved = time.monotonic()
             while self.phase < len(recipe.phases):
@@ -113,6 +115,17 @@ class Trainer:
                 self._check_stop()
         draw_curves(self.log.rows(), recipe.out / "curves.png", recipe.name)
         return learner.export(recipe.out / "model", self.summary())
+
+    def _start_from_frames(self, learner: Learner) -> None:
+        """The least-squares start of tokens and unfolder, where the recipe asks for it."""
+        if learner.reader is None or not (count := learner.recipe.model.reader.start_windows):  # type: ignore[union-attr]
+            return
+        windows = self._variant(0)
+        chosen = [list(range(first, min(first + START_BATCH, count))) for first in range(0, count, START_BATCH)]
+        self.line.say(f"least-squares start from {count} windows")
+        batches = [windows.frames([i for i in part if i < len(windows)]) for part in chosen if part[0] < len(windows)]
+        lost = start_from_frames(learner.hfq_former, learner.reader.unfold, batches)
+        self.line.say(f"tokens and unfolder start by losing {lost:.1%} of the frames' variance")
 
     def summary(self) -> dict[str, Any]:
         """What a model card says of the run."""
@@ -258,9 +271,12 @@ class Trainer:
             limit = phase.shift_frames
             shifts = torch.randint(-limit, limit + 1, (size,), generator=generator).tolist()
             frames = shifted(frames, shifts)
-        if phase.mask:
-            frames = masked(frames, phase.mask, phase.mask_frames, generator)
-        return Batch(frames.to(self.device, self.dtype), [windows.labels[i] for i in chosen], shifts)
+        whole = frames.to(self.device, self.dtype)
+        labels = [windows.labels[i] for i in chosen]
+        if not phase.mask:
+            return Batch(whole, labels, shifts)
+        seen = masked(frames, phase.mask, phase.mask_frames, generator)
+        return Batch(seen.to(self.device, self.dtype), labels, shifts, whole)
 
     @torch.no_grad()
     def _validate(
@@ -282,7 +298,7 @@ class Trainer:
             frames = validation.frames(list(chosen)).to(self.device, self.dtype)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
                 log_probs = objective.log_probs(frames)
-                if isinstance(objective, Writer) and first < WRITTEN_CLIPS:
+                if isinstance(objective, Writer) and first < objective.validation_clips:
                     written += objective.transcripts(frames)
             texts += greedy_text(log_probs.cpu())
             losses.append(float(ctc_loss(log_probs, [references[i] for i in chosen])) * len(chosen))
@@ -292,9 +308,9 @@ class Trainer:
         self.seconds = time.monotonic() - self._clock
         row = {"kind": "validation", "phase": phase.name, "global_step": self.global_step}
         numbers = {"loss": round(sum(losses) / len(validation), 5), "wer": round(wer, 5), "cer": round(cer, 5)}
-        if written:
+        if written and isinstance(objective, Writer):
             numbers["written_wer"] = round(jiwer.wer(references[: len(written)], written), 5)
-            self.line.say(f"{phase.name}  words wrong as the language model writes: {numbers['written_wer']:.1%}")
+            self.line.say(f"{phase.name}  words wrong as {objective.writer} writes: {numbers['written_wer']:.1%}")
         self.log.write({**row, "seconds": round(self.seconds, 2), **numbers})
         self.line.say(
             f"{phase.name}  step {self.step}  validation of {len(texts)} clips: loss {numbers['loss']:.3f}, "

@@ -26,6 +26,10 @@ class LanguageModelTranscript:
         ctc_weight: of the CTC head's loss beside it.
     """
 
+    writer = "the language model"
+    # Writing takes a pass of the language model a token, so few clips have to do.
+    validation_clips = 20
+
     def __init__(self, model: FastSLMForConditionalGeneration, processor: FastSLMProcessor, ctc_weight: float):
         # Of transformers' mixins, which type checkers cannot follow.
         self.model: Any = model

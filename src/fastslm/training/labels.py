@@ -1,0 +1,115 @@
+"""Texts to train towards: as people wrote the words, and as Whisper writes case and punctuation (ours).
+
+The decoder that reads the tokens writes sentences, but many corpora have their words in lower case and without marks,
+and some have none at all. So each recording is heard by Whisper's own decoder once. Where it heard the words that are
+known, they take its case and marks; where it heard others, people's stand. A clip without text gets what was heard.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from fastslm.data.manifest import Clip
+from fastslm.data.packing import Packing, pack, render
+from fastslm.longform.output import write_text
+
+# Full windows, nothing that a label would not want to be heard under.
+QUIET = Packing(gap=(0.4, 0.6), silent_ends=0.0, without_speech=0.0, noise=0.0, gain_db=0.0)
+
+
+class Listener(Protocol):
+    """What writes down recordings; `fastslm.evaluation.baselines.WhisperSystem` is one."""
+
+    def hear(self, waveforms: Iterable[np.ndarray]) -> Iterator[tuple[str, str]]:
+        """Text and finish reason of each recording, float32 (samples,), 16 kHz mono."""
+        ...
+
+
+def is_styled(text: str) -> bool:
+    """Whether a text has case or marks of its own, so that nothing needs to be lent to it."""
+    return bool(re.search(r"[A-Z.,?!]", text))
+
+
+def styled_words(words: Sequence[str], heard: str) -> list[str | None]:
+    """People's words with the case and marks of what was heard; `None` where something else was heard.
+
+    Returns:
+        As many as `words`, in their order.
+    """
+    written = heard.split()
+    lent: list[str | None] = [None] * len(words)
+    matcher = SequenceMatcher(None, [_bare(w) for w in words], [_bare(w) for w in written], autojunk=False)
+    for block in matcher.get_matching_blocks():
+        for offset in range(block.size):
+            lent[block.a + offset] = written[block.b + offset]
+    return lent
+
+
+def _bare(word: str) -> str:
+    return re.sub(r"[^a-z0-9']", "", word.lower())
+
+
+def label_clips(
+    clips: Sequence[Clip], listener: Listener, on_clip: Callable[[int], None] | None = None
+) -> dict[str, tuple[str, str]]:
+    """The text to train towards of every clip, by its id, and what it is: `human` words, or `pseudo`.
+
+    Clips with text are heard packed into windows, which takes a fifth of the time.
+
+    Raises:
+        ManifestError, AudioError: a recording cannot be read, or is longer than a window.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    plain = [clip for clip in clips if clip.text and not is_styled(clip.text)]
+    unknown = [clip for clip in clips if not clip.text]
+    found |= {clip.id: (clip.text, "human") for clip in clips if clip.text and is_styled(clip.text)}
+    windows = pack(plain, [], QUIET, (0,)) if plain else []
+    again: list[Clip] = []
+    for window, (heard, _) in zip(windows, listener.hear(render(w) for w in windows), strict=True):
+        words = [(p.clip.id, word) for p in window.placements for word in (p.clip.text or "").split()]
+        lent = styled_words([word for _, word in words], heard)
+        for placement in window.placements:
+            own = [new for (owner, _), new in zip(words, lent, strict=True) if owner == placement.clip.id]
+            if own.count(None) > len(own) / 2:
+                # Whisper may pass over a part of a window.
+                again.append(placement.clip)
+            found[placement.clip.id] = (_written(placement.clip, own), "human")
+        if on_clip:
+            on_clip(len(found))
+    for clip, (heard, _) in zip(again, listener.hear(clip.read() for clip in again), strict=True):
+        found[clip.id] = (_written(clip, styled_words((clip.text or "").split(), heard)), "human")
+    for clip, (heard, _) in zip(unknown, listener.hear(clip.read() for clip in unknown), strict=True):
+        found[clip.id] = (heard, "pseudo")
+        if on_clip:
+            on_clip(len(found))
+    return found
+
+
+def _written(clip: Clip, lent: Sequence[str | None]) -> str:
+    words = (clip.text or "").split()
+    return " ".join(word if new is None else new for word, new in zip(words, lent, strict=True))
+
+
+def write_labelled(clips: Sequence[Clip], labels: dict[str, tuple[str, str]], out: Path) -> int:
+    """A manifest of the clips with their new texts, `label_kind`, and paths from where it lies. Returns its rows.
+
+    A clip in which nothing was heard, though its text was unknown, is left out: nobody can say that it is silent.
+    """
+    rows = []
+    for clip in clips:
+        text, kind = labels[clip.id]
+        if not text:
+            continue
+        row = {k: v for k, v in clip.model_dump(mode="json").items() if v is not None}
+        path = os.path.relpath(clip.audio_file(), out.parent)
+        row |= {"audio": {**row["audio"], "path": path}, "text": text, "label_kind": kind}
+        row["audio"] = {k: v for k, v in row["audio"].items() if v is not None}
+        rows.append(json.dumps(row, ensure_ascii=False) + "\n")
+    write_text(out, "".join(rows))
+    return len(rows)
