@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pydantic
 import soxr
+from av.audio.stream import AudioStream
 
 from fastslm.audio import SAMPLE_RATE, load_audio
 from fastslm.data.packing import sound_level
@@ -173,6 +174,7 @@ def encode(
     file = io.BytesIO()
     with av.open(file, "w", format=container_format) as container:
         stream = container.add_stream(encoder, rate=rate, layout="mono")
+        assert isinstance(stream, AudioStream)  # each of the encoders here is one of sound
         if bit_rate is not None:
             stream.bit_rate = bit_rate
         frame = av.AudioFrame.from_ndarray(pcm, "flt", "mono")
