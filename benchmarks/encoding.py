@@ -211,8 +211,9 @@ def section(rows: list[dict]) -> str:
             START,
             "## Encoding",
             "",
-            "`python benchmarks/encoding.py ../shared/data`: a file of real speech to tokens (decoding, log-mel, encoder, "
-            "HFQ-Former), each row in a process of its own; memory is the process's highest, the loaded model with it. "
+            "`python benchmarks/encoding.py ../shared/data`: a file of real speech to tokens (decoding, log-mel, "
+            "encoder, HFQ-Former), each row in a process of its own; memory is the process's highest, the loaded model "
+            "with it. "
             "The baseline holds the waveform and passes all windows through the encoder in one batch, with the same "
             "weights.",
             "",
