@@ -221,7 +221,7 @@ def encode(
 ) -> None:
     """Keep what the model hears: FILE.fslm, which every task takes in place of the recording.
 
-    What is finished of a long recording is kept in FILE.fslm.partial; stopped or killed, the same command goes on there.
+    What is finished of a long recording is kept in FILE.fslm.partial: stopped or killed, the same command goes on.
     """
     from fastslm.longform import resumption
     from fastslm.longform.memory import SUFFIX
