@@ -7,7 +7,7 @@ import typer
 
 Files = Annotated[
     list[Path],
-    typer.Argument(metavar="FILE...", help="Recordings, or memories of `fastslm encode`.", show_default=False),
+    typer.Argument(metavar="FILE", help="Recordings, or memories of `fastslm encode`.", show_default=False),
 ]
 Model = Annotated[str, typer.Option(help="fastslm-tiny, a checkpoint's folder, or owner/name on the Hugging Face Hub.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, … ; auto is CUDA where there is some.")]
