@@ -1,1 +1,1 @@
-"""Speech with transcripts: manifests, and how clips are packed into windows. Knows nothing of the model."""
+"""Speech with what is known of it: manifests, made, checked, composed, mixed, batched. Knows nothing of the model."""

@@ -135,7 +135,8 @@ def room_response(decay_seconds: float, below_db: float, rng: np.random.Generato
 def reverberated(wave: np.ndarray, decay_seconds: float, below_db: float, rng: np.random.Generator) -> np.ndarray:
     """`wave` in a room, at the level that it had, and as long: what sounds after its end is not kept."""
     response = room_response(decay_seconds, below_db, rng)
-    size = len(wave) + len(response) - 1
+    # A power of two: other lengths can take the transform ten times as long.
+    size = 1 << (len(wave) + len(response) - 2).bit_length()
     wet = np.fft.irfft(np.fft.rfft(wave, size) * np.fft.rfft(response, size), size)[: len(wave)].astype(np.float32)
     return wet * (sound_level(wave) / max(sound_level(wet), 1e-9))
 
