@@ -12,7 +12,7 @@ from tiny_fastslm import MakeCheckpoint, noise
 from fastslm.errors import AudioError, OptionError
 from fastslm.loading import load
 from fastslm.longform.cuts import CUTS, Cuts
-from fastslm.longform.encoder import SILENCE_DBFS, WindowEncoder, is_silent
+from fastslm.longform.encoder import SILENCE_DBFS, WindowEncoder, fast_dtype, is_silent
 from fastslm.speech import FastSLM
 
 
@@ -121,6 +121,15 @@ def test_a_compute_dtype_is_that_of_the_tokens_and_costs_only_its_own_rounding(t
     # 8 bits of mantissa through a dozen layers: a few of its steps of 2⁻⁸, of numbers as large as these.
     difference = (memory.tokens.float() - exact).abs().max()
     assert 0 < difference < 16 * 2**-8 * exact.abs().max()
+
+
+@pytest.mark.parametrize(("amx", "avx"), [(True, True), (False, True), (False, False)])
+def test_bfloat16_is_for_processors_that_multiply_it(monkeypatch, amx: bool, avx: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    dtype, reason = fast_dtype(torch.device("cpu"))
+    assert dtype is (torch.bfloat16 if amx or avx else None)
+    assert reason
 
 
 # Files that are not what they were
