@@ -20,7 +20,7 @@ from fastslm.longform.questions import Answerer, AnswerOptions
 from fastslm.longform.readers import Method, Reader
 from fastslm.longform.repetition import Repetition
 from fastslm.longform.results import Answer, Transcript
-from fastslm.longform.transcription import Transcriber, TranscriptionOptions
+from fastslm.longform.transcription import NoSpeech, Transcriber, TranscriptionOptions
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 
@@ -101,6 +101,7 @@ class FastSLM:
         method: Method = "window",
         context_windows: int | None = None,
         repetition: Repetition = "retry",
+        no_speech: NoSpeech | None = None,
         cuts: Cuts | None = None,
         sampling_rate: float | None = None,
         on_progress: OnProgress | None = None,
@@ -108,7 +109,8 @@ class FastSLM:
         """What is said in a recording of any length, with the times of its windows and, from the CTC head, its words.
 
         Args:
-            language, reader, max_new_tokens, method, context_windows, repetition: those of `TranscriptionOptions`.
+            language, reader, max_new_tokens, method, context_windows, repetition, no_speech: those of
+                `TranscriptionOptions`.
             cuts, sampling_rate, on_progress: those of `encode`.
 
         Raises:
@@ -117,7 +119,7 @@ class FastSLM:
             CheckpointError: a memory of another model.
         """
         started = monotonic()
-        options = TranscriptionOptions(language, reader, max_new_tokens, method, context_windows, repetition)
+        options = TranscriptionOptions(language, reader, max_new_tokens, method, context_windows, repetition, no_speech)
         options = options.resolved(self.model)
         memory = self.encode(source, sampling_rate=sampling_rate, cuts=cuts, on_progress=on_progress)
         (transcript,) = self.transcriber.transcribe(iter([memory]), options, started)
@@ -133,13 +135,14 @@ class FastSLM:
         method: Method = "window",
         context_windows: int | None = None,
         repetition: Repetition = "retry",
+        no_speech: NoSpeech | None = None,
         cuts: Cuts | None = None,
     ) -> Iterator[Transcript]:
         """As `transcribe`, for many recordings, in their order: short ones share the model's batches.
 
         The text of each is that which it has alone. Processing time is shared out by duration.
         """
-        options = TranscriptionOptions(language, reader, max_new_tokens, method, context_windows, repetition)
+        options = TranscriptionOptions(language, reader, max_new_tokens, method, context_windows, repetition, no_speech)
         options = options.resolved(self.model)
         memories = self.encoder.encode_many(((name_of(own), own) for own in sources), cuts=cuts or "fixed")
         yield from self.transcriber.transcribe(memories, options)

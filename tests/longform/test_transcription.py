@@ -6,13 +6,14 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from long_memory import long_memory
-from tiny_fastslm import WIDTH, noise
+from tiny_fastslm import WIDTH, MakeCheckpoint, noise
 
 from fastslm.errors import OptionError
+from fastslm.loading import load
 from fastslm.longform import transcription
 from fastslm.longform.generation import PLAIN, Decoding
 from fastslm.longform.memory import SpeechMemory
-from fastslm.longform.readers import LLMReader, Method, Reading
+from fastslm.longform.readers import CTCReader, LLMReader, Method, Reading
 from fastslm.longform.transcription import Transcriber, TranscriptionOptions
 from fastslm.speech import FastSLM
 
@@ -75,6 +76,29 @@ def test_a_loop_is_cut_warned_of_and_not_counted_as_heard(looping: FastSLM) -> N
     assert result.usage.coverage == pytest.approx(2 / 3)
 
 
+class _Ears(CTCReader):
+    """Hears letters wherever there is no 0."""
+
+    def read(self, tokens: torch.Tensor, *arguments: Any, **options: Any) -> list[Reading]:
+        return [Reading("x" if window[0, 0] else "") for window in tokens]
+
+
+def test_a_window_in_which_no_letter_is_heard_is_not_read_unless_that_is_asked_for(looping, monkeypatch) -> None:
+    monkeypatch.setattr(transcription, "CTCReader", _Ears)
+    memory = _numbers(looping, 1, 0, 2)
+    result = _transcribe(looping, memory)
+    assert [segment.finish_reason for segment in result.segments] == ["stop", "silence", "stop"]
+    assert result.warnings == ("No speech was heard from 0:30 to 1:00.",)
+    assert _transcribe(looping, memory, no_speech="read").segments[1].text == "said"
+
+
+def test_without_a_ctc_head_nothing_tells_speech_from_music(make_checkpoint: MakeCheckpoint) -> None:
+    model = load(make_checkpoint(ctc_head=False), quiet=True)
+    assert model.transcribe(noise(1), max_new_tokens=3).options["no_speech"] == "read"
+    with pytest.raises(OptionError, match="no CTC head to tell"):
+        model.transcribe(noise(1), no_speech="skip")
+
+
 def test_the_result_says_by_which_options_it_came_about(tiny: FastSLM) -> None:
     options = tiny.transcribe(noise(1), reader="llm", method="context", max_new_tokens=4).as_dict()["options"]
     assert options == {
@@ -84,6 +108,7 @@ def test_the_result_says_by_which_options_it_came_about(tiny: FastSLM) -> None:
         "method": "context",
         "context_windows": 2,
         "repetition": "retry",
+        "no_speech": "skip",
     }
 
 
@@ -151,6 +176,8 @@ def test_whole_is_one_text_over_the_recording_and_of_one_window_that_of_the_wind
         ({"reader": "llm", "context_windows": 2}, "by the method context"),
         ({"reader": "llm", "method": "context", "context_windows": 0}, "give 1 or more"),
         ({"repetition": "cut"}, "writes no tokens: leave it out"),
+        ({"no_speech": "skip"}, "writes no tokens: leave it out"),
+        ({"reader": "llm", "no_speech": "hear"}, "choose one of skip, read"),
         ({"reader": "llm", "repetition": "never"}, "choose one of retry"),
     ],
 )

@@ -14,6 +14,10 @@ ContextWindows = Annotated[
 Repetition = Annotated[
     str, typer.Option(help="A text that loops is written again and at last cut (retry), cut at once (cut), or kept.")
 ]
+NoSpeech = Annotated[
+    str | None,
+    typer.Option(help="Sound without speech: skip it, or read it as well; by default skip.", show_default=False),
+]
 AnswerMethod = Annotated[
     str, typer.Option("--method", help="whole, one prompt; map_reduce, span by span; auto, the first where it fits.")
 ]

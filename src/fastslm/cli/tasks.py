@@ -13,6 +13,7 @@ from fastslm.cli.task_options import (
     AnswerMethod,
     ContextWindows,
     Method,
+    NoSpeech,
     PrefixFile,
     Repetition,
     RopeScaling,
@@ -48,6 +49,7 @@ def transcribe(
     method: Method = "window",
     context_windows: ContextWindows = None,
     repetition: Repetition = "retry",
+    no_speech: NoSpeech = None,
     cuts: Cuts = None,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -72,6 +74,7 @@ def transcribe(
             method=method,  # type: ignore[arg-type]
             context_windows=context_windows,
             repetition=repetition,  # type: ignore[arg-type]
+            no_speech=no_speech,  # type: ignore[arg-type]
             cuts=cuts,  # type: ignore[arg-type]
             on_progress=on_progress,
         )

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from time import monotonic
+from typing import Literal, get_args
 
 import torch
 
@@ -14,6 +15,7 @@ from fastslm.longform.memory import SpeechMemory
 from fastslm.longform.readers import (
     READERS,
     SILENT,
+    CTCReader,
     LLMReader,
     Method,
     Reader,
@@ -31,6 +33,7 @@ from fastslm.prompts import LANGUAGES, language_name
 # Windows that are read together. All prompts of a group are equally long, so nothing is padded.
 READ_TOGETHER = 8
 CONTEXT_WINDOWS = 2
+NoSpeech = Literal["skip", "read"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,9 @@ class TranscriptionOptions:
         context_windows: of the method `context`.
         repetition: what is done about a text that says the same again and again: `retry`, it is written again with
             what holds against that, and cut if nothing helps; `cut`, cut at once; `keep`, nothing.
+        no_speech: what is done about windows with sound in which the CTC head hears not a letter, such as music:
+            `skip`, they get an empty text; `read`, they are read. By default they are skipped by a reader that writes
+            tokens, which might invent some, if the model has a CTC head.
     """
 
     language: str | None = None
@@ -57,6 +63,7 @@ class TranscriptionOptions:
     method: Method = "window"
     context_windows: int | None = None
     repetition: Repetition = "retry"
+    no_speech: NoSpeech | None = None
 
     def resolved(self, model: FastSLMForConditionalGeneration) -> "TranscriptionOptions":
         """The same with nothing left open, checked against a model.
@@ -67,6 +74,7 @@ class TranscriptionOptions:
         reader = reader_named(self.reader, model)
         check_budget(self.max_new_tokens)
         idle = {"max_new_tokens": self.max_new_tokens is not None, "repetition": self.repetition != "retry"}
+        idle["no_speech"] = self.no_speech is not None
         for option in (name for name, given in idle.items() if given and not reader.writes_tokens):
             raise OptionError(f"{option} was given, but the reader {reader.name} writes no tokens: leave it out.")
         method = choose_method(self.method, reader)
@@ -76,8 +84,14 @@ class TranscriptionOptions:
             raise OptionError(
                 f"context_windows is {context} by the method {method}: give 1 or more, by the method context."
             )
+        if self.no_speech not in (None, *get_args(NoSpeech)):
+            raise OptionError(f"no_speech is {self.no_speech!r}: choose one of {', '.join(get_args(NoSpeech))}.")
+        if self.no_speech == "skip" and model.ctc_head is None:
+            raise OptionError("The model has no CTC head to tell speech from other sound: leave no_speech out.")
+        skip: NoSpeech = "read" if model.ctc_head is None else "skip"
         return replace(
             self,
+            no_speech=(self.no_speech or skip) if reader.writes_tokens else None,
             language=_spoken(self.language, model.config.languages),
             reader=reader.name,  # type: ignore[arg-type]
             method=method,
@@ -154,16 +168,30 @@ class Transcriber:
     def _by_window(
         self, reader: WindowReader, group: list[SpeechMemory], options: TranscriptionOptions
     ) -> list[list[Reading]]:
+        quiet = [self._quiet(memory, options) for memory in group]
         sounding = [
             (tokens, seconds)
-            for memory in group
-            for tokens, seconds, silent in zip(
-                memory.tokens, window_seconds(memory.times), memory.silent.tolist(), strict=True
-            )
+            for memory, own in zip(group, quiet, strict=True)
+            for tokens, seconds, silent in zip(memory.tokens, window_seconds(memory.times), own, strict=True)
             if not silent
         ]
         readings = iter(self._read(reader, sounding, options))
-        return [[SILENT if silent else next(readings) for silent in memory.silent.tolist()] for memory in group]
+        return [[SILENT if silent else next(readings) for silent in own] for own in quiet]
+
+    def _quiet(self, memory: SpeechMemory, options: TranscriptionOptions) -> list[bool]:
+        """Which windows are not read: the silent ones, and where `no_speech` says so those without a letter."""
+        quiet = memory.silent.tolist()
+        if options.no_speech != "skip":
+            return quiet
+        ears = CTCReader(self.model, self.processor)
+        sounding = [index for index, silent in enumerate(quiet) if not silent]
+        seconds = window_seconds(memory.times)
+        for start in range(0, len(sounding), self.read_together):
+            group = sounding[start : start + self.read_together]
+            heard = ears.read(memory.tokens[group], [seconds[index] for index in group], [])
+            for index, reading in zip(group, heard, strict=True):
+                quiet[index] = not reading.text
+        return quiet
 
     def _read(
         self, reader: WindowReader, windows: list[tuple[torch.Tensor, float]], options: TranscriptionOptions
@@ -184,9 +212,8 @@ class Transcriber:
         assert isinstance(reader, LLMReader)
         assert options.context_windows is not None
         readings: list[Reading] = []
-        for index, (seconds, silent) in enumerate(
-            zip(window_seconds(memory.times), memory.silent.tolist(), strict=True)
-        ):
+        quiet = self._quiet(memory, options)
+        for index, (seconds, silent) in enumerate(zip(window_seconds(memory.times), quiet, strict=True)):
             if silent:
                 readings.append(SILENT)
                 continue
@@ -203,7 +230,7 @@ class Transcriber:
 
     def _whole(self, reader: WindowReader, memory: SpeechMemory, options: TranscriptionOptions) -> Reading:
         assert isinstance(reader, LLMReader)
-        if bool(memory.silent.all()):
+        if all(self._quiet(memory, options)):
             return SILENT
         budget = options.max_new_tokens or reader.whole_budget(memory.tokens, memory.duration)
         (reading,) = guarded(
@@ -273,9 +300,9 @@ def _remarks(segments: tuple[Segment, ...]) -> list[str]:
     def those(reason: str) -> list[tuple[float, float]]:
         return joined([(segment.start, segment.end) for segment in segments if segment.finish_reason == reason])
 
-    empty = [(s.start, s.end) for s in segments if not s.text and s.finish_reason in ("stop", "silence")]
+    empty = joined([(s.start, s.end) for s in segments if not s.text and s.finish_reason in ("stop", "silence")])
     return [
-        *(f"No speech was heard from {clock(a)} to {clock(b)}." for a, b in joined(empty)),
+        *(f"No speech was heard from {clock(a)} to {clock(b)}." for a, b in empty if clock(a) != clock(b)),
         *(
             f"The text from {clock(a)} to {clock(b)} is cut: the reader used up its max_new_tokens."
             for a, b in those("length")
