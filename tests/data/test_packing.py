@@ -42,6 +42,7 @@ PACKINGS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(durations=DURATIONS, packing=PACKINGS, seed=st.integers(0, 2**31))
 def test_every_clip_lies_in_exactly_one_window(durations: list[float], packing: Packing, seed: int) -> None:
     clips = clips_of(durations)
@@ -49,6 +50,7 @@ def test_every_clip_lies_in_exactly_one_window(durations: list[float], packing: 
     assert sorted(placed) == sorted(clip.id for clip in clips)
 
 
+@settings(deadline=None)
 @given(durations=DURATIONS, packing=PACKINGS, seed=st.integers(0, 2**31))
 def test_placements_never_overlap_nor_pass_the_windows_end(durations: list[float], packing: Packing, seed: int) -> None:
     for window in pack(clips_of(durations), [], packing, (seed, 0)):
@@ -60,6 +62,7 @@ def test_placements_never_overlap_nor_pass_the_windows_end(durations: list[float
         assert end <= WINDOW_SAMPLES
 
 
+@settings(deadline=None)
 @given(durations=DURATIONS, packing=PACKINGS, seed=st.integers(0, 2**31))
 def test_a_windows_text_is_in_order_of_placement(durations: list[float], packing: Packing, seed: int) -> None:
     for window in pack(clips_of(durations), [], packing, (seed, 0)):
@@ -67,6 +70,7 @@ def test_a_windows_text_is_in_order_of_placement(durations: list[float], packing
         assert window.text == " ".join(p.clip.text or "" for p in ordered)
 
 
+@settings(deadline=None)
 @given(packing=PACKINGS, seed=st.integers(0, 2**31))
 def test_the_seed_alone_decides_the_plan(packing: Packing, seed: int) -> None:
     clips = clips_of([1.0 + i / 10 for i in range(20)])
@@ -74,7 +78,7 @@ def test_the_seed_alone_decides_the_plan(packing: Packing, seed: int) -> None:
     assert pack(clips, [], packing, (seed, 0)) != pack(clips, [], packing, (seed, 1))
 
 
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None)
 @given(packing=PACKINGS, gain=st.floats(0, 30), seed=st.integers(0, 2**31))
 def test_rendering_is_deterministic_and_never_clips(packing: Packing, gain: float, seed: int) -> None:
     packing = packing.model_copy(update={"gain_db": gain})
@@ -87,6 +91,7 @@ def test_rendering_is_deterministic_and_never_clips(packing: Packing, gain: floa
         np.testing.assert_array_equal(wave, render(window))
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**31))
 def test_a_clip_that_nearly_fills_a_window_is_whole_and_at_its_own_speed(seed: int) -> None:
     packing = Packing(gap=(0.5, 0.6), speeds=(0.9,), silent_ends=0, without_speech=0)

@@ -119,6 +119,7 @@ def compose(
     from fastslm.data.composition import Composing, compose, minutes_range
     from fastslm.data.manifest import read_manifest, write_manifest
 
+    _refuse_overwriting(out, [manifest, *([needles] if needles else [])])
     composing = Composing(by, minutes_range(minutes), count, seed)
     clips = read_manifest(manifest)
     hidden = read_manifest(needles) if needles is not None else []
@@ -146,9 +147,14 @@ def synthesize(
     ],
     out: Out,
     tasks: Annotated[
-        str, typer.Option(help="Which tasks to make, with commas.")
-    ] = "transcribe,translate,summarize,ask",
-    questions: Annotated[int, typer.Option(min=0, help="About each clip with text; half about what is not said.")] = 2,
+        str | None, typer.Option(help="Which tasks to make, with commas; by default all.", show_default=False)
+    ] = None,
+    questions: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="About each clip with text, by default 2; half about what is not said.", show_default=False
+        ),
+    ] = None,
     seed: Seed = 0,
     tts: Annotated[
         bool, typer.Option("--tts", help="Speak text (JSONL with text, or a passage a line) instead.")
@@ -156,16 +162,21 @@ def synthesize(
     as_json: AsJson = False,
 ) -> None:
     """Make tasks with their answers of what a manifest knows of its clips, or, with --tts, clips of text."""
+    _refuse_overwriting(out, [manifest])
     if tts:
+        if tasks is not None or questions is not None:
+            raise OptionError("Tasks and questions are made of clips, and --tts only speaks text: leave them out.")
         _speak(manifest, out, seed, as_json)
         return
     from fastslm.data.manifest import read_manifest, write_manifest
-    from fastslm.data.synthesis import synthesize, tally
+    from fastslm.data.synthesis import QUESTIONS, synthesize, tally
+    from fastslm.prompts import TASKS
 
-    wanted = [task.strip() for task in tasks.split(",") if task.strip()]
+    wanted = list(TASKS) if tasks is None else [task.strip() for task in tasks.split(",") if task.strip()]
     if not wanted:
         raise OptionError("No task is asked for: name some by --tasks, such as transcribe,ask.")
-    rows = synthesize(read_manifest(manifest), out.resolve().parent, wanted, seed, questions)
+    count = QUESTIONS if questions is None else questions
+    rows = synthesize(read_manifest(manifest), out.resolve().parent, wanted, seed, count)
     write_manifest(out, rows)
     counts = tally(rows)
     parts = (
@@ -196,7 +207,9 @@ def mix(
     from fastslm.data.manifest import write_manifest
     from fastslm.data.mixture import Source, mix
 
-    rows = mix([Source.named(text) for text in sources], out.resolve().parent, count, seed, epoch)
+    named = [Source.named(text) for text in sources]
+    _refuse_overwriting(out, [source.path for source in named])
+    rows = mix(named, out.resolve().parent, count, seed, epoch)
     write_manifest(out, rows)
     shares: dict[str, int] = {}
     for row in rows:
@@ -222,6 +235,11 @@ def _speak(text: Path, out: Path, seed: int, as_json: bool) -> None:
     report["speech_seconds_a_second"] = round(seconds / took, 1)
     said = f"{out}: {len(writer.rows)} clips, {seconds / 3600:.2f} hours, {seconds / took:.0f} s of speech a second"
     _say(report, said, as_json)
+
+
+def _refuse_overwriting(out: Path, read: list[Path]) -> None:
+    if any(path.resolve() == out.resolve() for path in read):
+        raise OptionError(f"{out} is read and would be written over: choose another name for what is written.")
 
 
 def _say(report: dict[str, Any], sentence: str, as_json: bool) -> None:

@@ -31,6 +31,7 @@ from fastslm.data.summaries import LEAST_WORDS, extractive_summary, keywords, se
 from fastslm.errors import ManifestError, OptionError
 from fastslm.prompts import TASKS, language_name, task_named
 
+QUESTIONS = 2  # about each clip with text
 PHRASE_WORDS = 4  # of a phrase that is asked about
 ANSWER_WORDS = 3
 LEAST_PHRASE_TEXT = 12  # words of a text that phrases are taken of
@@ -43,7 +44,7 @@ Row = dict[str, Any]
 
 
 def synthesize(
-    clips: Sequence[Clip], folder: Path, tasks: Sequence[str] = tuple(TASKS), seed: int = 0, questions: int = 2
+    clips: Sequence[Clip], folder: Path, tasks: Sequence[str] = tuple(TASKS), seed: int = 0, questions: int = QUESTIONS
 ) -> list[Row]:
     """Rows of an instruction manifest in `folder`, in the order of the clips.
 
