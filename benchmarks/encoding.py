@@ -182,6 +182,8 @@ def draw(rows: list[dict]) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     for system, label in SYSTEMS.items():
         own = [row for row in rows if row["system"] == system and "failed" not in row]
+        if not own:
+            continue
         minutes = [row["minutes"] for row in own]
         style = "-o" if system.startswith("engine") else "--s"
         left.plot(minutes, [row["seconds"] for row in own], style, label=label)
