@@ -123,6 +123,9 @@ class FastSLMConfig(PreTrainedConfig):
         reader_base: the Whisper checkpoint whose decoder reads the speech tokens through an unfolder (ours,
             `model/whisper_reader.py`); `None` is without.
         reader_layers: blocks of that unfolder.
+        heard_words: whether the projection adds the embeddings of the words that Whisper's decoder reads in the tokens
+            (ours, `model/heard_words.py`); needs reader_base.
+        words_base: the base text model whose tokenizer cuts those words.
         transcript_reader: what reads the speech tokens best, `ctc`, `whisper` or `llm`; `None`: the CTC head, if any.
         llm_reads_speech: whether the language model has learnt to read speech tokens; where not, results say so.
         languages: codes of what the model was trained to transcribe, the default first.
@@ -153,6 +156,8 @@ class FastSLMConfig(PreTrainedConfig):
         ctc_reads: str = "tokens",
         reader_base: str | None = None,
         reader_layers: int = 3,
+        heard_words: bool = False,
+        words_base: str | None = None,
         transcript_reader: str | None = None,
         llm_reads_speech: bool = False,
         languages: list[str] | tuple[str, ...] = ("en",),
@@ -184,6 +189,8 @@ class FastSLMConfig(PreTrainedConfig):
         self.ctc_reads = ctc_reads
         self.reader_base = reader_base
         self.reader_layers = reader_layers
+        self.heard_words = heard_words
+        self.words_base = words_base
         self.transcript_reader = transcript_reader
         self.llm_reads_speech = llm_reads_speech
         self.languages = list(languages)
@@ -194,6 +201,8 @@ class FastSLMConfig(PreTrainedConfig):
             raise ValueError(f"prompt_layout is {prompt_layout!r}; it must be one of {', '.join(PROMPT_LAYOUTS)}.")
         if ctc_reads not in ("tokens", "frames"):
             raise ValueError(f"ctc_reads is {ctc_reads!r}; it must be 'tokens' or 'frames'.")
+        if heard_words and (reader_base is None or words_base is None):
+            raise ValueError("heard_words needs reader_base, which hears the words, and words_base, which cuts them.")
         if ctc_head and ctc_reads == "frames" and reader_base is None:
             raise ValueError("ctc_reads 'frames' needs reader_base: without an unfolder there are no frames.")
         if transcript_reader not in (None, *TRANSCRIPT_READERS):

@@ -28,6 +28,7 @@ from transformers.utils.generic import can_return_tuple
 
 import fastslm.model.processing  # noqa: F401  AutoProcessor is to know ours where the Auto models do
 from fastslm.model.configuration import FastSLMConfig
+from fastslm.model.heard_words import HeardWords
 from fastslm.model.hfq_former import HFQFormer
 from fastslm.model.lora import add_lora, is_lora_key, lora_layers, lora_switched, merge_lora
 from fastslm.model.speech import SPEECH_INPUTS, SpeechPath
@@ -96,6 +97,11 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
             from fastslm.model.whisper_reader import WhisperReader
 
             self.reader = WhisperReader(config, decoder)
+        self.heard_words = None
+        if config.heard_words:
+            assert self.reader is not None
+            assert config.words_base is not None
+            self.heard_words = HeardWords(self.reader, config.words_base, config.tokens_per_window)
         if not on_meta:
             start_hfq_former(self.hfq_former)
             mark_started(*self.trained_parts())

@@ -7,6 +7,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from fastslm.model.heard_words import HeardWords
 from fastslm.model.hfq_former import HFQFormer
 from fastslm.model.saving import FastSLMPreTrainedModel
 
@@ -22,6 +23,7 @@ class SpeechPath(FastSLMPreTrainedModel):
     encoder: WhisperEncoder
     hfq_former: HFQFormer
     projector: nn.Linear
+    heard_words: "HeardWords | None"
     language_model: Any
 
     def encode(self, input_features: torch.Tensor) -> torch.Tensor:
@@ -68,8 +70,16 @@ class SpeechPath(FastSLMPreTrainedModel):
         return self.hfq_former(encoder_frames.to(self.hfq_former.compressor1.query.dtype))
 
     def project(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(…, hidden) → (…, text hidden)"""
-        return self.projector(tokens.to(self.projector.weight.dtype))
+        """Speech tokens → what the language model reads: (…, tokens of a window, hidden) → (…, text hidden).
+
+        With `heard_words`, the embeddings of the words that the reader hears in them are added.
+        """
+        projected = self.projector(tokens.to(self.projector.weight.dtype))
+        if self.heard_words is None:
+            return projected
+        windows = tokens.reshape(-1, *tokens.shape[-2:])
+        words = self.heard_words.embed(self.heard_words.texts(windows), self.get_input_embeddings())
+        return projected + words.view(projected.shape).to(projected)
 
     def get_audio_features(self, input_features: torch.Tensor) -> BaseModelOutputWithPooling:
         """transformers' name for the way from log-mel to embeddings.

@@ -33,6 +33,11 @@ class Batch:
     def texts(self) -> list[str]:
         return [label.text for label in self.labels]
 
+    @property
+    def clips(self) -> list[str]:
+        """Ids of all clips in the windows."""
+        return [clip for label in self.labels for clip in label.clips]
+
 
 class Objective(Protocol):
     """A loss over batches, and the modules that it trains, by the names that a recipe's rates use."""
@@ -60,6 +65,15 @@ class Writer(Protocol):
 
     def transcripts(self, frames: torch.Tensor) -> list[str]:
         """The text of each window."""
+        ...
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """An objective that measures itself at a validation, beside what the CTC head hears."""
+
+    def judge(self) -> dict[str, float]:
+        """Named figures."""
         ...
 
 

@@ -73,6 +73,8 @@ class ModelRecipe(Section):
     lora: LoRARecipe = LoRARecipe()
     mel_mode: Literal["window", "authors"] = "window"
     prompt_layout: Literal["audio_first", "task_first"] = "audio_first"
+    # The language model reads the words that the reader hears, folded into the places of the tokens.
+    heard_words: bool = False
     # What the model says of itself: see FastSLMConfig.
     languages: tuple[str, ...] = ("en",)
     transcript_reader: Literal["ctc", "whisper", "llm"] | None = None
@@ -96,6 +98,9 @@ class DataRecipe(Section):
     variants: int = pydantic.Field(default=1, gt=0)
     packing: Packing = Packing()
     cache: Path = Path("cache")
+    # Rows of tasks with their answers; a share is of the rows of a batch here.
+    instructions: tuple[ManifestShare, ...] = ()
+    instructions_validation: Path | None = None
 
 
 class Rates(Section):
@@ -123,6 +128,7 @@ TRAINED = {
     "frames": ("hfq", "reader"),
     "reader": ("hfq", "reader"),
     "llm": ("hfq", "projector", "lora"),
+    "instructions": ("projector", "lora"),
 }
 BESIDE_CTC = ("reader", "llm")
 
@@ -132,11 +138,12 @@ class Phase(Section):
 
     objective: `tied` is the tied start (looks share one value map), `alignment` classifies characters in time against
     forced alignments, `ctc` reads the tokens with the CTC head, `frames` unfolds them to the encoder's frames,
-    `reader` has Whisper's own decoder read those, `llm` is the paper's loss on the transcript's tokens.
+    `reader` has Whisper's own decoder read those, `llm` is the paper's loss on the transcript's tokens,
+    `instructions` the loss of answers from the words of `data.instructions`, without any sound.
     """
 
     name: str
-    objective: Literal["tied", "alignment", "ctc", "frames", "reader", "llm"]
+    objective: Literal["tied", "alignment", "ctc", "frames", "reader", "llm", "instructions"]
     steps: int = pydantic.Field(gt=0)
     batch_windows: int = pydantic.Field(default=8, gt=0)
     accumulate: int = pydantic.Field(default=1, gt=0)
@@ -189,8 +196,8 @@ class Recipe(Section):
     """A training run."""
 
     name: str
-    # Recognition; the paper's other two stages have no phases yet.
-    stage: Literal[1]
+    # Recognition, long recordings, instructions: the paper's three; what is trained is in the phases.
+    stage: Literal[1, 2, 3]
     seed: int = pydantic.Field(ge=0)
     model: ModelRecipe
     data: DataRecipe
@@ -210,6 +217,11 @@ class Recipe(Section):
         needs = [phase.objective for phase in self.phases if phase.objective in ("frames", "reader")]
         if self.model.reader is None and needs:
             raise ValueError(f"objective {needs[0]} needs model.reader, the decoder that reads; set it")
+        if self.model.heard_words and self.model.reader is None:
+            raise ValueError("model.heard_words needs model.reader, which hears the words; set it")
+        tasks = any(phase.objective == "instructions" for phase in self.phases)
+        if tasks and not (self.data.instructions and self.model.heard_words):
+            raise ValueError("objective instructions needs data.instructions and model.heard_words; set both")
         if self.model.ctc.reads == "frames":
             if self.model.reader is None:
                 raise ValueError("model.ctc.reads is frames, which model.reader unfolds; set model.reader")
@@ -257,6 +269,9 @@ def check_recipe(content: dict[str, Any], where: str) -> Recipe:
     except pydantic.ValidationError as error:
         raise RecipeError(f"{where}: " + "; ".join(_sentence(fault) for fault in error.errors()) + ".") from None
     missing = [str(m) for m in (*(t.path for t in recipe.data.train), recipe.data.validation) if not m.is_file()]
+    tasks = [t.path for t in recipe.data.instructions]
+    tasks += [recipe.data.instructions_validation] if recipe.data.instructions_validation else []
+    missing += [str(path) for path in tasks if not path.is_file()]
     if recipe.data.sounds is not None and not recipe.data.sounds.is_file():
         missing.append(str(recipe.data.sounds))
     if missing:

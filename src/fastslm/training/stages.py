@@ -23,6 +23,7 @@ from fastslm.model.starts import start_hfq_former
 from fastslm.model.whisper_reader import WhisperReader
 from fastslm.training.alignment import AlignedCharacters, require_aligner
 from fastslm.training.disk import writing
+from fastslm.training.instructions import InstructionTuning
 from fastslm.training.objectives import CharacterAlignment, Objective, TiedCTC, TokenCTC
 from fastslm.training.reading import FrameRecovery, ReaderTranscript
 from fastslm.training.recipe import CTCRecipe, ModelRecipe, Phase, Recipe
@@ -51,6 +52,8 @@ def own_config(model: ModelRecipe) -> dict[str, Any]:
         "languages": list(model.languages),
         "reader_base": None if model.reader is None else model.reader.base,
         "reader_layers": 0 if model.reader is None else model.reader.layers,
+        "heard_words": model.heard_words,
+        "words_base": model.text_model if model.heard_words else None,
         "transcript_reader": model.transcript_reader,
         "llm_reads_speech": model.llm_reads_speech,
     }
@@ -183,6 +186,8 @@ class Learner:
             assert self.reader is not None
             return ReaderTranscript(self.hfq_former, self.head, self.reader, phase)
         model, processor = self.whole_model()
+        if phase.objective == "instructions":
+            return InstructionTuning(model, processor, self.recipe, phase)
         return LanguageModelTranscript(model, processor, phase.ctc_weight)
 
     def finish(self, phase: Phase, objective: Objective) -> None:
@@ -211,6 +216,8 @@ class Learner:
                 **own_config(recipe),
             )
             model.hfq_former, model.ctc_head, model.reader = self.hfq_former, self.head, self.reader
+            if model.heard_words is not None and self.reader is not None:
+                model.heard_words.reader = self.reader
             model.projector.float()
             for parameter in lora_parameters(model):
                 parameter.data = parameter.data.float()
@@ -226,7 +233,7 @@ class Learner:
         self.head.train()
         if self.reader is not None:
             self.reader.unfold.train()
-        if phase.objective == "llm" and self.model is not None:
+        if phase.objective in ("llm", "instructions") and self.model is not None:
             self.model.train()
         for module in self.head.modules():
             if isinstance(module, nn.Dropout):

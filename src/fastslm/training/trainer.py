@@ -20,13 +20,13 @@ from fastslm.training.disk import writing
 from fastslm.training.feature_cache import (
     ENCODE_BATCH,
     CachedWindows,
-    WindowLabel,
     cache_training_windows,
     cache_validation_windows,
 )
 from fastslm.training.frame_start import start_from_frames
+from fastslm.training.instructions import InstructionTuning
 from fastslm.training.interruption import Interruption, Stopped
-from fastslm.training.objectives import Batch, Objective, Writer, masked, shifted
+from fastslm.training.objectives import Batch, Judge, Objective, Writer, masked, shifted
 from fastslm.training.optimizer import Average, Optimizers
 from fastslm.training.progress import RunLog, StepLine, draw_curves
 from fastslm.training.recipe import Phase, Recipe
@@ -200,24 +200,29 @@ class Trainer:
         generator = torch.Generator().manual_seed(_seed(self.recipe.seed, self.phase, step))
         torch.manual_seed(_seed(self.recipe.seed, self.phase, step))
         totals: dict[str, float] = {}
-        labels: list[WindowLabel] = []
+        clips: list[str] = []
+        lost = 0
         for micro in range(phase.accumulate):
-            batch = self._batch(phase, step * phase.accumulate + micro, generator)
-            labels += batch.labels
+            index = step * phase.accumulate + micro
+            if isinstance(objective, InstructionTuning):
+                batch: Any = objective.batch(index)
+            else:
+                batch = self._batch(phase, index, generator)
+                lost += sum(self._is_too_long(text) for text in batch.texts)
+            clips += batch.clips
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
                 losses = objective.losses(batch)
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + float(value.detach()) / phase.accumulate
             if not math.isfinite(float(losses["loss"].detach())):
-                self._stop_on_non_finite("loss", batch.labels, totals)
+                self._stop_on_non_finite("loss", batch.clips, totals)
             (losses["loss"] / phase.accumulate).backward()
         norm = optimizers.clip()
         if not math.isfinite(norm):
-            self._stop_on_non_finite("gradient", labels, totals)
+            self._stop_on_non_finite("gradient", clips, totals)
         optimizers.step(step)
         numbers = {k: round(v, 5) for k, v in totals.items()} | {"norm": round(norm, 4), "rate": optimizers.rate(step)}
         if phase.objective in ("tied", "ctc") or phase.ctc_weight:
-            lost = sum(self._is_too_long(label.text) for label in labels)
             numbers |= {"too_long": lost} if lost else {}
         return numbers
 
@@ -302,6 +307,7 @@ class Trainer:
                     written += objective.transcripts(frames)
             texts += greedy_text(log_probs.cpu())
             losses.append(float(ctc_loss(log_probs, [references[i] for i in chosen])) * len(chosen))
+        judged = objective.judge() if isinstance(objective, Judge) else {}
         if average is not None:
             average.swap()
         wer, cer = jiwer.wer(references, texts), jiwer.cer(references, texts)
@@ -311,6 +317,9 @@ class Trainer:
         if written and isinstance(objective, Writer):
             numbers["written_wer"] = round(jiwer.wer(references[: len(written)], written), 5)
             self.line.say(f"{phase.name}  words wrong as {objective.writer} writes: {numbers['written_wer']:.1%}")
+        numbers |= judged
+        for name, value in judged.items():
+            self.line.say(f"{phase.name}  {name.replace('_', ' ')}: {value:.1%}")
         self.log.write({**row, "seconds": round(self.seconds, 2), **numbers})
         self.line.say(
             f"{phase.name}  step {self.step}  validation of {len(texts)} clips: loss {numbers['loss']:.3f}, "
@@ -344,8 +353,7 @@ class Trainer:
             )
         return state
 
-    def _stop_on_non_finite(self, what: str, labels: Sequence[WindowLabel], totals: dict[str, float]) -> None:
-        ids = [clip for label in labels for clip in label.clips]
+    def _stop_on_non_finite(self, what: str, ids: Sequence[str], totals: dict[str, float]) -> None:
         report: dict[str, Any] = {
             "what": what,
             "global_step": self.global_step + 1,
