@@ -121,3 +121,19 @@ def test_a_shard_that_ends_too_early_is_said_so(tmp_path: Path) -> None:
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(ManifestError, match=r"s\.tar ends before the 20 bytes from 90"):
         read_manifest(path)[0].read()
+
+
+def test_what_a_decoder_adds_does_not_sound_after_a_short_next_piece_either(
+    tmp_path: Path, encode: Any, tone: Any
+) -> None:
+    encode(tmp_path / "long.wav", tone(2.0))
+    encode(tmp_path / "short.wav", tone(0.1))
+    segments = [
+        {"start": 0.0, "end": 1.8, "id": "long", "audio": "long.wav"},
+        {"start": 1.8, "end": 1.9, "id": "short", "audio": "short.wav"},
+    ]
+    path = tmp_path / "m.jsonl"
+    path.write_text(json.dumps({"id": "c", "audio": None, "duration": 2.5, "segments": segments}) + "\n")
+    wave = read_manifest(path)[0].read()
+    assert wave[round(1.8 * SAMPLE_RATE) : round(1.9 * SAMPLE_RATE)].any()
+    assert not wave[round(1.9 * SAMPLE_RATE) :].any()
