@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from fastslm.cli.files import progress_bar
+from fastslm.cli.options import Device, DType
 from fastslm.errors import OptionError
 
-app = typer.Typer(no_args_is_help=True, help="Training data: validate, import, compose, synthesize, mix.")
+app = typer.Typer(no_args_is_help=True, help="Training data: validate, import, compose, label, synthesize, mix.")
 
 Manifest = Annotated[Path, typer.Argument(metavar="MANIFEST", help="JSONL with one clip a line.", show_default=False)]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The manifest to write.", show_default=False)]
@@ -185,6 +186,36 @@ def synthesize(
     _say(
         {"manifest": str(out), "rows": len(rows), "tasks": counts},
         f"{out}: {len(rows)} rows: {'; '.join(parts)}",
+        as_json,
+    )
+
+
+@app.command()
+def label(
+    manifest: Manifest,
+    out: Out,
+    teacher: Annotated[str, typer.Option(help="The Whisper that is listened to.")] = "whisper-tiny.en",
+    device: Device = "auto",
+    dtype: DType = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Give texts the case and marks that Whisper hears, and clips without text what it hears in them (pseudo)."""
+    _refuse_overwriting(out, [manifest])
+    from fastslm.data.manifest import read_manifest
+    from fastslm.evaluation.baselines import load_whisper
+    from fastslm.training.labels import label_clips, write_labelled
+
+    clips = read_manifest(manifest)
+    with progress_bar(manifest.name) as show:
+        count = len(clips)
+        labels = label_clips(
+            clips, load_whisper(device, dtype, teacher), lambda done: show(done, count, f"{done} of {count} clips")
+        )
+    rows = write_labelled(clips, labels, out)
+    pseudo = sum(kind == "pseudo" for _, kind in labels.values())
+    _say(
+        {"manifest": str(out), "rows": rows, "pseudo": pseudo},
+        f"{out}: {rows} rows, {pseudo} of them pseudo",
         as_json,
     )
 

@@ -150,6 +150,8 @@ class WhisperReader(nn.Module):
         whisper.proj_out = _Tied(self.decoder.embed_tokens)
         whisper.config = self.decoder.config
         whisper.generation_config = GenerationConfig.from_pretrained(resolve(self.base))
+        # `read` always says how much may be written; two limits would make transformers warn.
+        whisper.generation_config.max_length = None
         return whisper.eval()
 
 

@@ -5,8 +5,6 @@ and some have none at all. So each recording is heard by Whisper's own decoder o
 known, they take its case and marks; where it heard others, people's stand. A clip without text gets what was heard.
 """
 
-import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
@@ -15,9 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
-from fastslm.data.manifest import Clip
+from fastslm.data.manifest import Clip, write_manifest
 from fastslm.data.packing import Packing, pack, render
-from fastslm.longform.output import write_text
 
 # Full windows, nothing that a label would not want to be heard under.
 QUIET = Packing(gap=(0.4, 0.6), silent_ends=0.0, without_speech=0.0, noise=0.0, gain_db=0.0)
@@ -101,15 +98,6 @@ def write_labelled(clips: Sequence[Clip], labels: dict[str, tuple[str, str]], ou
 
     A clip in which nothing was heard, though its text was unknown, is left out: nobody can say that it is silent.
     """
-    rows = []
-    for clip in clips:
-        text, kind = labels[clip.id]
-        if not text:
-            continue
-        row = {k: v for k, v in clip.model_dump(mode="json").items() if v is not None}
-        path = os.path.relpath(clip.audio_file(), out.parent)
-        row |= {"audio": {**row["audio"], "path": path}, "text": text, "label_kind": kind}
-        row["audio"] = {k: v for k, v in row["audio"].items() if v is not None}
-        rows.append(json.dumps(row, ensure_ascii=False) + "\n")
-    write_text(out, "".join(rows))
-    return len(rows)
+    heard = [(clip, *labels[clip.id]) for clip in clips if labels[clip.id][0]]
+    folder = out.resolve().parent
+    return write_manifest(out, [{**clip.row(folder), "text": text, "label_kind": kind} for clip, text, kind in heard])
