@@ -1,7 +1,7 @@
 """The object that `fastslm.load` returns: the four tasks and the memory, for one recording or many."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -25,7 +25,7 @@ from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 
 Source = AudioSource | SpeechMemory
-Sources = Source | list[Source] | tuple[Source, ...]
+Sources = Source | Sequence[Source]
 
 
 class FastSLM:
@@ -222,7 +222,7 @@ class FastSLM:
         self.processor.build_prompt(task, **prompt_options)
         chosen = AnswerOptions(**options)
         chosen.check(self.model)
-        sources = source if isinstance(source, list | tuple) else [source]
+        sources: Any = source if isinstance(source, list | tuple) else [source]
         memories = [
             self.encode(own, sampling_rate=sampling_rate, cuts=cuts, on_progress=on_progress) for own in sources
         ]

@@ -291,7 +291,9 @@ def _answers(
 
     def hand_over(loaded: "FastSLM", file: Path, answer: "Answer") -> None:
         warn(file, answer.warnings)
-        result = answer.as_dict() | ({"files": [str(own) for own in files]} if together else {})
+        result: dict[str, object] = dict(answer.as_dict())
+        if together:
+            result["files"] = [str(own) for own in files]
         if file in targets:
             text = _json(file, loaded, result) if as_json else answer.text
             typer.echo(write_text(targets[file], text + "\n"))

@@ -32,6 +32,9 @@ GROWTH = 512
 class GrowingLayer(DynamicLayer):
     """Keys and values of one layer with room behind them: they grow in place, and shrink to a prefix without a copy."""
 
+    keys: Any
+    values: Any
+
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,22 +65,22 @@ class Prefix:
     Attributes:
         digest: of all that it was computed from (`prefix_digest`).
         length: places.
-        cache: at `length` places whenever nothing is being written after it.
+        cache: transformers' `DynamicCache` of `GrowingLayer`s, at `length` places whenever nothing is being written.
     """
 
     digest: str
     length: int
-    cache: DynamicCache
+    cache: Any
 
     @property
     def nbytes(self) -> int:
         """Of keys and values."""
-        return sum(layer.nbytes for layer in self.cache.layers)  # type: ignore[attr-defined]
+        return sum(layer.nbytes for layer in self.cache.layers)
 
     def shrink(self) -> None:
         """Forget what was written after it."""
         for layer in self.cache.layers:
-            layer.crop(self.length - layer.get_seq_length())  # type: ignore[attr-defined]
+            layer.crop(self.length - layer.get_seq_length())
 
 
 class PrefixCache:
@@ -161,8 +164,8 @@ def save_prefix(prefix: Prefix, path: str | os.PathLike, model_fingerprint: str)
     prefix.shrink()
     tensors = {}
     for index, layer in enumerate(prefix.cache.layers):
-        tensors[f"keys.{index}"] = layer.keys.cpu().contiguous()  # type: ignore[union-attr]
-        tensors[f"values.{index}"] = layer.values.cpu().contiguous()  # type: ignore[union-attr]
+        tensors[f"keys.{index}"] = layer.keys.cpu().contiguous()
+        tensors[f"values.{index}"] = layer.values.cpu().contiguous()
     metadata = {"format": FORMAT, "version": str(VERSION), "model": model_fingerprint, "digest": prefix.digest}
     with beside(path) as scratch:
         save_file(tensors, scratch, metadata=metadata)
@@ -194,15 +197,20 @@ def load_prefix(
                     f"{name} was kept of another recording, dtype, prompt or rope_scaling: name another file, or "
                     "remove it."
                 )
-            cache = DynamicCache(config=model.config.text_config.get_text_config())
-            cache.layers = [GrowingLayer() for _ in cache.layers]
+            cache = _empty(model)
             for index in range(len(cache.layers)):
                 keys, values = (file.get_tensor(f"{kind}.{index}").to(model.device) for kind in ("keys", "values"))
                 cache.update(keys, values, index)
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise CheckpointError(f"{name} is no kept prefix, or it is damaged ({error}): remove it.") from error
-    cache.holds_speech = True  # type: ignore[attr-defined]  # as `forward` marks it: LoRA stays on
+    cache.holds_speech = True  # as `forward` marks it: LoRA stays on
     return Prefix(digest, cache.get_seq_length(), cache)
+
+
+def _empty(model: FastSLMForConditionalGeneration) -> Any:
+    cache = DynamicCache(config=model.config.text_config.get_text_config())
+    cache.layers = [GrowingLayer() for _ in cache.layers]  # type: ignore[reportAttributeAccessIssue]
+    return cache
 
 
 def _grown(held: torch.Tensor, places: int) -> torch.Tensor:

@@ -223,7 +223,8 @@ class Transcriber:
             budget = options.max_new_tokens or token_budget(seconds)
 
             def read(_: Sequence[int], decoding: Decoding, given=(tokens, before, budget)) -> list[Reading]:
-                return [reader.read_after(*given, decoding)]
+                tokens, before, budget = given
+                return [reader.read_after(tokens, before, budget, decoding)]
 
             readings += guarded(read, 1, reader.text_of, options.repetition)
         return readings
