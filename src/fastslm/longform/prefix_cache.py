@@ -142,16 +142,8 @@ def prefill(model: FastSLMForConditionalGeneration, ids: torch.Tensor, speech: t
     Args:
         ids: (1, length), with placeholders. speech: what they stand for, (placeholders, text hidden).
     """
-    config = model.config.text_config.get_text_config()
-    cache = DynamicCache(config=config)
-    cache.layers = [GrowingLayer() for _ in cache.layers]
-    model(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        speech_tokens=speech,
-        past_key_values=cache,
-        logits_to_keep=1,
-    )
+    cache, mask = _empty(model), torch.ones_like(ids)
+    model(input_ids=ids, attention_mask=mask, speech_tokens=speech, past_key_values=cache, logits_to_keep=1)
     return Prefix(digest, ids.shape[1], cache)
 
 
