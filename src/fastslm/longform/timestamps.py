@@ -29,8 +29,8 @@ def word_times(
         window: seconds that all steps together last.
 
     Returns:
-        One list a window, every word of the text in it, times rising. A text that is longer than the sound can say gets
-        evenly spread words.
+        One list a window, every word of the text in it, times rising, with the mean log-probability of its letters. A
+        text that is longer than the sound can say gets evenly spread words.
     """
     spelled = [_spell(text.split()) for text in texts]
     steps = log_probs.shape[1]
@@ -40,16 +40,16 @@ def word_times(
     found = []
     for text, (_, owners), path, scores, end in zip(texts, spelled, paths, log_probs, seconds, strict=True):
         words = text.split()
-        spans: list[tuple[float, float, float] | None] = [None] * len(words)
-        if path is not None:
-            for index, owner in enumerate(owners):
-                first, last, kind = path[index]
-                if owner < 0:
-                    continue
-                mean = float(scores[first : last + 1, kind].float().mean())
-                begun = spans[owner]
-                start, score = (first * step, mean) if begun is None else (begun[0], min(begun[2], mean))
-                spans[owner] = (start, min((last + 1) * step, end), score)
+        letters: list[list[tuple[int, int, float]]] = [[] for _ in words]
+        for owner, (first, last, kind) in zip(owners, path or (), strict=path is not None):
+            if owner >= 0:
+                letters[owner].append((first, last, float(scores[first : last + 1, kind].float().mean())))
+        spans = [
+            (own[0][0] * step, min((own[-1][1] + 1) * step, end), sum(score for *_, score in own) / len(own))
+            if own
+            else None
+            for own in letters
+        ]
         found.append(_filled(words, spans, end))
     return found
 
