@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fastslm.audio import WINDOW_SECONDS
@@ -120,15 +121,18 @@ class InstructionTuning:
         labels = torch.full_like(ids, IGNORED)
         for row, answer in enumerate(answers):
             labels[row, -len(answer) :] = torch.tensor(answer)
-        wanted = max(map(len, answers)) + 1
-        loss = self.model(
+        # Each of these places has its next token among the labels. As places, not as a number: of a slice of its input
+        # torch would copy the output embedding for every row.
+        length = ids.shape[1]
+        places = torch.arange(length - max(map(len, answers)) - 1, length - 1, device=ids.device)
+        logits = self.model(
             input_ids=ids,
             attention_mask=mask,
             speech_tokens=self.words(batch.rows).flatten(0, 1),
-            labels=labels,
-            logits_to_keep=wanted,
+            logits_to_keep=places,
             use_cache=False,
-        ).loss
+        ).logits
+        loss = F.cross_entropy(logits.float().flatten(0, 1), labels[:, places + 1].flatten(), ignore_index=IGNORED)
         return {"loss": loss}
 
     def log_probs(self, frames: torch.Tensor) -> torch.Tensor:

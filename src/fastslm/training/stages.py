@@ -11,7 +11,7 @@ from transformers import AutoConfig, WhisperConfig
 
 from fastslm import weights
 from fastslm.errors import CheckpointError, RecipeError
-from fastslm.model.base_weights import load_decoder
+from fastslm.model.base_weights import check_reader, load_decoder
 from fastslm.model.configuration import FastSLMConfig, HFQFormerConfig
 from fastslm.model.ctc_head import CTCHead, FrameCTCHead
 from fastslm.model.hfq_former import HFQFormer
@@ -106,6 +106,7 @@ class Learner:
         self.reader: WhisperReader | None = None
         if recipe.model.reader is not None:
             decoder = load_decoder(recipe.model.reader.base, self.frozen_dtype)
+            check_reader(self.config, decoder)
             self.reader = WhisperReader(self.config, decoder).to(device)
         self._check_objectives()
         self.hfq_former.to(device)
