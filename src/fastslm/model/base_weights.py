@@ -111,6 +111,21 @@ def check_base(config: FastSLMConfig, encoder: WhisperEncoder, text_model: Any) 
             )
 
 
+def check_reader(config: FastSLMConfig, decoder: WhisperDecoder) -> None:
+    """The decoder that reads must be as the encoder's configuration has it, which is all that a checkpoint keeps.
+
+    Raises:
+        CheckpointError: another size.
+    """
+    for what in ("d_model", "decoder_layers", "vocab_size", "max_target_positions"):
+        wanted, found = getattr(config.audio_config, what), getattr(decoder.config, what)
+        if wanted != found:
+            raise CheckpointError(
+                f"The decoder of {config.reader_base} has {what} {found}, but the configuration of the encoder "
+                f"{config.base_encoder} says {wanted}: name the decoder that belongs to the encoder."
+            )
+
+
 @torch.no_grad()
 def grow_embeddings(text_model: Any, rows: int) -> None:
     """Add rows to the embedding, each the mean of all others, for tokens that the tokenizer has beyond the matrix.

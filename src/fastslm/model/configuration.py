@@ -210,6 +210,8 @@ class FastSLMConfig(PreTrainedConfig):
                 f"transcript_reader is {transcript_reader!r}; it must be null or one of "
                 f"{', '.join(TRANSCRIPT_READERS)}."
             )
+        if transcript_reader == "whisper" and reader_base is None:
+            raise ValueError("transcript_reader 'whisper' needs reader_base, whose decoder reads: give both.")
         if not self.languages:
             raise ValueError("languages is empty; it must name at least one code, such as en.")
         if self.hfq_config.hidden_size != self.audio_config.d_model:

@@ -25,6 +25,7 @@ from transformers.utils.hub import cached_file
 from fastslm.errors import CheckpointError
 from fastslm.model.base_weights import (
     check_base,
+    check_reader,
     grow_embeddings,
     is_tied,
     load_decoder,
@@ -147,7 +148,10 @@ class FastSLMPreTrainedModel(PreTrainedModel):
         check_base(config, encoder, text_model)
         grow_embeddings(text_model, config.added_embeddings)
         config.text_config = text_model.config
-        decoder = None if config.reader_base is None else load_decoder(config.reader_base, dtype)
+        decoder = None
+        if config.reader_base is not None:
+            decoder = load_decoder(config.reader_base, dtype)
+            check_reader(config, decoder)
         with torch.device("meta") if on_meta else nullcontext():
             model: Any = cls(config, encoder=encoder, language_model=text_model, decoder=decoder)  # type: ignore
         model.generation_config = deepcopy(text_model.generation_config)

@@ -76,7 +76,7 @@ class WhisperReader(nn.Module):
         self.unfold = Unfolder(config)
         self.decoder: Any = decoder if decoder is not None else WhisperDecoder._from_config(config.audio_config)
         self.decoder.requires_grad_(False)
-        self.base = config.reader_base
+        self.base, self.language = config.reader_base, config.languages[0]
 
     def scores(self, frames: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Logits of each next text token, teacher-forced.
@@ -107,6 +107,8 @@ class WhisperReader(nn.Module):
             self._whisper,
             decoder_input_ids=start,
             encoder_outputs=BaseModelOutput(last_hidden_state=frames),  # type: ignore[arg-type]
+            # Of the frames, and it changes nothing: transformers warns where there is none.
+            attention_mask=torch.ones(frames.shape[:2], dtype=torch.long, device=frames.device),
             do_sample=False,
             num_beams=1,
             max_new_tokens=limit,
@@ -134,14 +136,21 @@ class WhisperReader(nn.Module):
 
     @cached_property
     def start(self) -> list[int]:
-        """What the decoder's text begins with: start of transcript, no timestamps."""
-        return self.tokenizer.convert_tokens_to_ids(["<|startoftranscript|>", "<|notimestamps|>"])
+        """What the decoder's text begins with: no timestamps, and of a multilingual one the language and the task."""
+        told = [f"<|{self.language}|>", "<|transcribe|>"] if self._generation_config.is_multilingual else []
+        return self.tokenizer.convert_tokens_to_ids(["<|startoftranscript|>", *told, "<|notimestamps|>"])
+
+    @cached_property
+    def _generation_config(self) -> Any:
+        from transformers import GenerationConfig
+
+        config: Any = GenerationConfig.from_pretrained(resolve(self.base))
+        config.is_multilingual = getattr(config, "is_multilingual", False)
+        return config
 
     @cached_property
     def _whisper(self) -> Any:
         """transformers' Whisper around our decoder, for its `generate`; its encoder is never asked."""
-        from transformers import GenerationConfig
-
         small = WhisperConfig(**{**self.decoder.config.to_dict(), "encoder_layers": 0, "decoder_layers": 0})
         whisper: Any = WhisperForConditionalGeneration(small)
         # One parameter says on which device and in which dtype it all is.
@@ -149,7 +158,7 @@ class WhisperReader(nn.Module):
         whisper.model.decoder = self.decoder
         whisper.proj_out = _Tied(self.decoder.embed_tokens)
         whisper.config = self.decoder.config
-        whisper.generation_config = GenerationConfig.from_pretrained(resolve(self.base))
+        whisper.generation_config = self._generation_config
         # `read` always says how much may be written; two limits would make transformers warn.
         whisper.generation_config.max_length = None
         return whisper.eval()

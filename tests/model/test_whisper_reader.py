@@ -1,0 +1,305 @@
+"""Whisper's decoder over unfolded tokens computes as Whisper does, row by row; heard words keep all and their order."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_reader import END, add_reader_tokenizer
+from transformers import GenerationMixin, WhisperForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
+
+from fastslm.errors import CheckpointError
+from fastslm.model.base_weights import load_decoder
+from fastslm.model.ctc_head import CTCHead, FrameCTCHead
+from fastslm.model.heard_words import FADING, fold
+from fastslm.model.modeling import FastSLMForConditionalGeneration as Model
+from fastslm.model.processing import FastSLMProcessor
+from fastslm.model.whisper_reader import FRAMES_PER_TOKEN, Unfolder, frames_at_rate
+
+FORMER = {"head_size": 32, "stage_tokens": [8, 8, 8], "final_tokens": 5}
+WIDTH, PLACES = 64, 5
+
+
+@pytest.fixture(scope="module")
+def whisper_folder(base_folders: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Whisper with a tokenizer, and weights so large that what it hears decides what it writes."""
+    folder = tmp_path_factory.mktemp("reader") / "whisper"
+    torch.manual_seed(1)
+    whisper = WhisperForConditionalGeneration.from_pretrained(base_folders[0])
+    with torch.no_grad():
+        for name, parameter in whisper.named_parameters():
+            if "decoder" in name and parameter.dim() == 2:
+                parameter.normal_(0.0, 0.4)
+    whisper.save_pretrained(folder)
+    return add_reader_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def make(base_folders: tuple[Path, ...], whisper_folder: Path) -> Any:
+    """`make(**config)`: a model with a reader, woken where it starts as the identity, in evaluation mode."""
+
+    def build(**config: Any) -> Any:
+        encoder, text_model = base_folders[0], base_folders[1]
+        processor = FastSLMProcessor.from_base(encoder, text_model, tokens_per_window=PLACES)
+        torch.manual_seed(0)
+        model = Model.from_base(
+            encoder,
+            text_model,
+            tokenizer=processor.tokenizer,
+            hfq_config=FORMER,
+            **{"lora_rank": 2, "reader_base": str(whisper_folder), "reader_layers": 1, **config},
+        )
+        assert model.reader is not None
+        with torch.no_grad():
+            for name, parameter in model.reader.unfold.named_parameters():
+                if name == "place" or "contract" in name:
+                    parameter.normal_(0.0, 0.3)
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def model(make: Any, base_folders: tuple[Path, ...]) -> Any:
+    return make(
+        heard_words=True,
+        words_base=str(base_folders[1]),
+        ctc_head=True,
+        ctc_reads="frames",
+        ctc_hidden_size=16,
+        ctc_layers=1,
+    )
+
+
+def some_tokens(windows: int = 3, seed: int = 0) -> torch.Tensor:
+    return torch.randn(windows, PLACES, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def test_each_token_becomes_its_own_twelve_frames_in_order() -> None:
+    from transformers import WhisperConfig
+
+    from fastslm.model.configuration import FastSLMConfig, HFQFormerConfig
+
+    config = FastSLMConfig(
+        audio_config=WhisperConfig(d_model=WIDTH), hfq_config=HFQFormerConfig(hidden_size=WIDTH, **FORMER)
+    )
+    unfold = Unfolder(config)
+    torch.nn.init.normal_(unfold.place)
+    tokens = some_tokens(2)
+    frames = unfold(tokens)
+    assert frames.shape == (2, PLACES * FRAMES_PER_TOKEN, WIDTH)
+    # The blocks start as the identity, so every frame is the map of its token and the frame of its place, by hand.
+    for place in range(PLACES * FRAMES_PER_TOKEN):
+        token, part = divmod(place, FRAMES_PER_TOKEN)
+        rows = slice(part * WIDTH, (part + 1) * WIDTH)
+        by_hand = tokens[:, token] @ unfold.spread.weight[rows].T + unfold.spread.bias[rows] + unfold.place[place]
+        torch.testing.assert_close(frames[:, place], by_hand, rtol=1e-4, atol=1e-5)
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_frames_at_another_rate_lie_on_the_line_between_their_neighbours(length: int, count: int) -> None:
+    # On a ramp every reading is the frame's time; outside the first and last frame's middle it is theirs.
+    ramp = torch.arange(length, dtype=torch.float32)[None, :, None]
+    expected = ((torch.arange(count) + 0.5) * length / count - 0.5).clamp(0, length - 1)
+    torch.testing.assert_close(frames_at_rate(ramp, count)[0, :, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_teacher_forced_scores_are_those_of_whisper_over_the_same_frames(model: Any, whisper_folder: Path) -> None:
+    whisper = WhisperForConditionalGeneration.from_pretrained(whisper_folder).eval()
+    frames = model.reader.unfold(some_tokens())
+    ids = torch.randint(3, 99, (3, 9), generator=torch.Generator().manual_seed(1))
+    theirs = whisper(encoder_outputs=(frames,), decoder_input_ids=ids).logits
+    torch.testing.assert_close(model.reader.scores(frames, ids), theirs, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_it_reads_what_whisper_writes_greedily_over_the_same_frames(model: Any, whisper_folder: Path) -> None:
+    whisper: Any = WhisperForConditionalGeneration.from_pretrained(whisper_folder).eval()
+    frames = model.reader.unfold(some_tokens(8))
+    start = torch.tensor([model.reader.start]).expand(8, -1)
+    assert model.reader.start == [1, 3]
+    theirs: Any = GenerationMixin.generate(
+        whisper,
+        decoder_input_ids=start,
+        encoder_outputs=BaseModelOutput(last_hidden_state=frames),  # type: ignore[arg-type]
+        max_new_tokens=40,
+        do_sample=False,
+        pad_token_id=END,
+    )
+    found = model.reader.read(some_tokens(8), 40)
+    for row, read in zip(theirs[:, 2:].tolist(), found, strict=True):
+        assert list(read.ids) == (row[: row.index(END)] if END in row else row)
+        assert read.complete == (END in row)
+        assert read.text == model.reader.tokenizer.decode(read.ids, skip_special_tokens=True).strip()
+    assert {read.complete for read in found} == {True, False}, "the test shows one of the two ends only"
+
+
+def test_a_multilingual_decoder_is_told_language_and_task(make: Any, whisper_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "whisper"
+    shutil.copytree(whisper_folder, folder)
+    reader = make(reader_base=str(add_reader_tokenizer(folder, is_multilingual=True))).reader
+    names = reader.tokenizer.convert_ids_to_tokens(reader.start)
+    assert names == ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
+
+
+def test_rows_of_a_batch_read_as_they_read_alone(model: Any) -> None:
+    tokens = some_tokens(6, seed=2)
+    together = model.reader.read(tokens, 25)
+    assert [model.reader.read(tokens[row : row + 1], 25)[0] for row in range(6)] == together
+    assert len({read.text for read in together}) > 1, "all rows say the same, so the test says nothing"
+
+
+def test_no_more_is_written_than_was_allowed_nor_than_the_decoder_has_positions(model: Any) -> None:
+    assert all(len(read.ids) <= 3 for read in model.reader.read(some_tokens(), 3))
+    limit = model.reader.decoder.config.max_target_positions - 2
+    assert all(len(read.ids) <= limit for read in model.reader.read(some_tokens(1), 10_000))
+
+
+@given(st.lists(st.integers(0, 9999), max_size=150), st.integers(1, 60))
+def test_folding_keeps_every_id_in_order_and_shares_them_out_evenly(ids: list[int], places: int) -> None:
+    parts = fold(ids, places)
+    assert [one for part in parts for one in part] == ids
+    assert len(parts) == places
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@torch.no_grad()
+def test_heard_words_are_their_embeddings_in_their_places_each_weaker_than_the_one_before(model: Any) -> None:
+    weight = model.get_input_embeddings().weight
+    words = model.heard_words
+    short, long = words.tokenizer.encode("cat"), words.tokenizer.encode("eight le")
+    found = words.embed(["cat", "", "eight le"], model.get_input_embeddings())
+    assert found.shape == (3, PLACES, weight.shape[1])
+    torch.testing.assert_close(found[0, :3], weight[short])
+    assert not found[0, 3:].any()
+    assert not found[1].any()
+    for place in range(3):
+        torch.testing.assert_close(found[2, place], weight[long[2 * place]] + FADING * weight[long[2 * place + 1]])
+    torch.testing.assert_close(found[2, 3:], weight[long[6:]])
+
+
+@torch.no_grad()
+def test_the_projection_adds_the_words_that_the_reader_hears(model: Any) -> None:
+    tokens = some_tokens(4).view(2, 2, PLACES, WIDTH)
+    plain = model.projector(tokens)
+    texts = model.heard_words.texts(tokens.flatten(0, 1))
+    assert any(texts)
+    expected = model.heard_words.embed(texts, model.get_input_embeddings()).view(plain.shape)
+    torch.testing.assert_close(model.project(tokens) - plain, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_without_heard_words_the_projection_is_linear_and_asks_no_reader(make: Any) -> None:
+    plain = make()
+    plain.reader = None
+    tokens = some_tokens()
+    assert torch.equal(plain.project(tokens), plain.projector(tokens))
+
+
+@torch.no_grad()
+def test_letters_come_from_the_frames_or_from_the_tokens_as_the_configuration_says(model: Any, make: Any) -> None:
+    assert isinstance(model.ctc_head, FrameCTCHead)
+    tokens = some_tokens(2)
+    steps = PLACES * FRAMES_PER_TOKEN * FrameCTCHead.STEPS_PER_FRAME
+    assert model.letters(tokens).shape == (2, steps, 29)
+    assert torch.equal(model.letters(tokens), model.ctc_head(model.reader.unfold(tokens)))
+    torch.testing.assert_close(model.letters(tokens).exp().sum(-1), torch.ones(2, steps))
+    other = make(ctc_head=True, ctc_hidden_size=16, ctc_layers=1, ctc_steps_per_token=4)
+    assert isinstance(other.ctc_head, CTCHead)
+    assert torch.equal(other.letters(tokens), other.ctc_head(tokens))
+    with pytest.raises(ValueError, match="no CTC head"):
+        make().letters(tokens)
+
+
+@torch.no_grad()
+def test_the_frame_heads_two_steps_of_a_frame_follow_one_another(model: Any) -> None:
+    # With nothing in the head but the last map, of which each step of a frame has its own rows.
+    head = FrameCTCHead(model.config).eval()
+    for parameter in head.parameters():
+        parameter.zero_()
+    classes = head.out.out_features // 2
+    head.out.bias[1], head.out.bias[classes + 2] = 9.0, 9.0
+    best = head(torch.randn(1, 4, WIDTH)).argmax(-1)
+    assert best.tolist() == [[1, 2] * 4]
+
+
+@pytest.mark.parametrize("form", ["whole", "trained"])
+def test_a_model_with_a_reader_comes_back_bit_for_bit(form: str, model: Any, tmp_path: Path) -> None:
+    (model.save_pretrained if form == "whole" else model.save_trained)(tmp_path / form)
+    loaded = Model.from_pretrained(tmp_path / form)
+    left, right = model.state_dict(), loaded.state_dict()
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[key], right[key]) for key in left)
+    assert not any(x.is_meta for x in [*loaded.parameters(), *loaded.buffers()])
+    names = [{n for n, p in m.named_parameters() if p.requires_grad} for m in (model, loaded)]
+    assert names[0] == names[1]
+    assert not any(name.startswith("reader.decoder") for name in names[1])
+    assert any(name.startswith("reader.unfold") for name in names[1])
+    tokens = some_tokens()
+    assert loaded.reader.read(tokens, 15) == model.reader.read(tokens, 15)
+    assert torch.equal(loaded.letters(tokens), model.letters(tokens))
+    with torch.no_grad():
+        assert torch.equal(loaded.project(tokens), model.project(tokens))
+
+
+def test_the_trained_part_holds_the_unfolder_and_not_the_decoder(model: Any, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    model.save_trained(tmp_path / "trained")
+    with safe_open(tmp_path / "trained" / "model.safetensors", "pt") as file:
+        keys = [key for key in file.keys() if key.startswith("reader.")]  # noqa: SIM118
+    assert sorted(keys) == sorted(f"reader.unfold.{key}" for key in model.reader.unfold.state_dict())
+
+
+def test_the_decoder_is_that_of_its_folder_and_stays_in_evaluation_mode(model: Any, whisper_folder: Path) -> None:
+    whisper = WhisperForConditionalGeneration.from_pretrained(whisper_folder)
+    for key, value in whisper.model.decoder.state_dict().items():
+        assert torch.equal(value, model.reader.decoder.state_dict()[key])
+    model.train()
+    assert model.reader.unfold.training
+    assert not model.reader.decoder.training
+    model.eval()
+
+
+def test_a_decoder_of_another_size_is_refused_in_one_sentence(make: Any, whisper_folder: Path, tmp_path: Path) -> None:
+    from transformers import WhisperConfig
+
+    config = WhisperConfig.from_pretrained(whisper_folder)
+    config.decoder_layers = 2
+    WhisperForConditionalGeneration(config).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"has decoder_layers 2, but .* says 1: name the decoder") as caught:
+        make(reader_base=str(tmp_path))
+    assert str(caught.value).count(". ") == 0
+
+
+def test_a_whisper_without_a_decoder_is_refused(whisper_folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(whisper_folder / "model.safetensors")
+    kept = {key: value for key, value in state.items() if "decoder" not in key}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_bytes((whisper_folder / "config.json").read_bytes())
+    with pytest.raises(CheckpointError, match=r"lacks \d+ tensors"):
+        load_decoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"ctc_reads": "words"}, "ctc_reads is 'words'"),
+        ({"heard_words": True}, "heard_words needs reader_base"),
+        ({"heard_words": True, "reader_base": "whisper"}, "words_base, which cuts them"),
+        ({"ctc_head": True, "ctc_reads": "frames"}, "needs reader_base"),
+        ({"transcript_reader": "whisper"}, "transcript_reader 'whisper' needs reader_base"),
+    ],
+)
+def test_switches_that_do_not_fit_together_are_refused(make_config: Any, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make_config(**changes)
