@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_reader import add_reader_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
@@ -70,11 +71,17 @@ def write_bases(root: Path) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
-    """`make_checkpoint(seed=0, **config)`: the folder of a tiny checkpoint whose configuration has these values."""
-    bases = write_bases(tmp_path_factory.mktemp("bases"))
+    """`make_checkpoint(seed=0, **config)`: the folder of a tiny checkpoint whose configuration has these values.
 
-    def make(seed: int = 0, **config: Any) -> Path:
+    `reader=True`: its own Whisper's decoder reads the tokens, and the CTC head what the unfolder makes of them.
+    """
+    bases = write_bases(tmp_path_factory.mktemp("bases"))
+    add_reader_tokenizer(bases[0])
+
+    def make(seed: int = 0, reader: bool = False, **config: Any) -> Path:
         torch.manual_seed(seed)
+        if reader:
+            config = {"reader_base": str(bases[0]), "reader_layers": 1, "ctc_reads": "frames", **config}
         processor = FastSLMProcessor.from_base(*bases, mel_mode=config.get("mel_mode", "window"))
         model = FastSLMForConditionalGeneration.from_base(
             *bases,

@@ -15,10 +15,10 @@ from transformers import StoppingCriteriaList
 from fastslm.audio import WINDOW_SECONDS
 from fastslm.errors import OptionError
 from fastslm.longform.generation import (
-    DOES_NOT_READ,
     PLAIN,
     Decoding,
     RowsDone,
+    caveats,
     context_length,
     generate,
     prompt_ids,
@@ -178,8 +178,9 @@ class WhisperDecoderReader:
         words: list[list[Word]] = [[] for _ in texts]
         if self.model.ctc_head is not None:
             words = word_times(self.model.letters(tokens).cpu(), texts, seconds, WINDOW_SECONDS)
+        # A row whose budget ends before another's is filled up with the end token, which it did not write.
         return [
-            Reading(text, tuple(own), row.ids[:length], "stop" if row.complete else "length")
+            Reading(text, tuple(own), row.ids[:length], "stop" if row.complete and len(row.ids) < length else "length")
             for text, own, row, length in zip(texts, words, written, done.lengths, strict=True)
         ]
 
@@ -206,7 +207,7 @@ class LLMReader:
 
     def caveats(self) -> list[str]:
         """As `WindowReader`."""
-        return [] if self.model.config.llm_reads_speech else [DOES_NOT_READ]
+        return caveats(self.model, "transcribe")
 
     def read(
         self, tokens: torch.Tensor, seconds: Sequence[float], budgets: Sequence[int], decoding: Decoding = PLAIN
