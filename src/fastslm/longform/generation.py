@@ -19,7 +19,7 @@ TOKENS_PER_SECOND = 10
 LEAST_TOKENS = 32
 DOES_NOT_READ = (
     "The language model of this checkpoint does not read speech tokens yet, so the text is fluent but says nothing "
-    "reliable of the recording: trust only what the CTC head transcribes."
+    "reliable of the recording: trust only the transcript."
 )
 
 
@@ -54,6 +54,18 @@ class Generated:
     def tokens(self) -> int:
         """How many tokens were written."""
         return len(self.ids)
+
+
+def caveats(model: FastSLMForConditionalGeneration, task: str) -> list[str]:
+    """What is known beforehand to be poor in what the language model says, one sentence each."""
+    if not model.config.llm_reads_speech:
+        return [DOES_NOT_READ]
+    if model.config.llm_tasks is not None and task not in model.config.llm_tasks:
+        return [
+            f"The language model of this checkpoint has not learnt to {task}, only to "
+            f"{', '.join(model.config.llm_tasks)}: trust only the transcript."
+        ]
+    return []
 
 
 def token_budget(seconds: float) -> int:

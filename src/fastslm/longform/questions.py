@@ -13,9 +13,9 @@ from fastslm.audio import WINDOW_SECONDS
 from fastslm.errors import OptionError
 from fastslm.longform.fingerprint import model_fingerprint
 from fastslm.longform.generation import (
-    DOES_NOT_READ,
     Decoding,
     Generated,
+    caveats,
     check_budget,
     prompt_ids,
     text_of,
@@ -152,8 +152,8 @@ class Answerer:
             else:
                 text, reason, spans, more = self._map_reduce(pieces, task, options, prompt_options, cost)
                 warnings += more
-        if reason != "silence" and not self.model.config.llm_reads_speech:
-            warnings.append(DOES_NOT_READ)
+        if reason != "silence":
+            warnings += caveats(self.model, task)
         heard = sum(float(end - start) for memory in memories for start, end in _sounding(memory))
         duration = sum(memory.duration for memory in memories)
         processing = monotonic() - started
@@ -170,7 +170,7 @@ class Answerer:
                 seconds_heard=heard,
                 processing_seconds=processing,
                 real_time_factor=processing / duration,
-                reader="llm",
+                reader="llm" if self.model.heard_words is None else "llm, words heard by whisper",
                 method="whole" if pieces is None else "map_reduce",
                 prompt_tokens=cost.prompt,
                 cached_tokens=cost.cached,

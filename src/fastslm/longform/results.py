@@ -63,7 +63,8 @@ class Usage:
         seconds_heard: those of them in windows that held sound and were read to the end.
         processing_seconds: wall time of this call; of a memory, without the encoding.
         real_time_factor: processing seconds for a second of the recording.
-        reader: what read the tokens: `ctc`, the CTC head, or `llm`, the language model.
+        reader: what read the tokens: `ctc`, the CTC head, `whisper`, Whisper's decoder, or `llm`, the language model,
+            with what it was given beside them.
         method: how they were read: `window`, each window alone; `context`, each with those before it; `whole`, all of
             them in one prompt; `map_reduce`, span by span, and the answer made of the spans' answers.
         prompt_tokens: places that passed the language model before it wrote, those of every prompt.

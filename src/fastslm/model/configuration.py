@@ -128,6 +128,7 @@ class FastSLMConfig(PreTrainedConfig):
         words_base: the base text model whose tokenizer cuts those words.
         transcript_reader: what reads the speech tokens best, `ctc`, `whisper` or `llm`; `None`: the CTC head, if any.
         llm_reads_speech: whether the language model has learnt to read speech tokens; where not, results say so.
+        llm_tasks: the tasks that it has learnt; `None` is all of them. Results of others say so.
         languages: codes of what the model was trained to transcribe, the default first.
     """
 
@@ -160,6 +161,7 @@ class FastSLMConfig(PreTrainedConfig):
         words_base: str | None = None,
         transcript_reader: str | None = None,
         llm_reads_speech: bool = False,
+        llm_tasks: list[str] | tuple[str, ...] | None = None,
         languages: list[str] | tuple[str, ...] = ("en",),
         **kwargs: Any,
     ):
@@ -193,6 +195,7 @@ class FastSLMConfig(PreTrainedConfig):
         self.words_base = words_base
         self.transcript_reader = transcript_reader
         self.llm_reads_speech = llm_reads_speech
+        self.llm_tasks = None if llm_tasks is None else list(llm_tasks)
         self.languages = list(languages)
         super().__init__(**kwargs)
         if mel_mode not in MEL_MODES:

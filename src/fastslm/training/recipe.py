@@ -79,6 +79,7 @@ class ModelRecipe(Section):
     languages: tuple[str, ...] = ("en",)
     transcript_reader: Literal["ctc", "whisper", "llm"] | None = None
     llm_reads_speech: bool = False
+    llm_tasks: tuple[Literal["transcribe", "translate", "summarize", "ask"], ...] | None = None
 
 
 class ManifestShare(Section):

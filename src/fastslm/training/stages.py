@@ -56,6 +56,7 @@ def own_config(model: ModelRecipe) -> dict[str, Any]:
         "words_base": model.text_model if model.heard_words else None,
         "transcript_reader": model.transcript_reader,
         "llm_reads_speech": model.llm_reads_speech,
+        "llm_tasks": None if model.llm_tasks is None else list(model.llm_tasks),
     }
 
 
