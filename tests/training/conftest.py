@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_reader import add_reader_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
@@ -23,7 +24,7 @@ WORDS = {"l": 220.0, "m": 440.0, "h": 880.0}
 
 @pytest.fixture(scope="session")
 def tiny_bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Folders of a random Whisper and a random Llama with a character tokenizer."""
+    """Folders of a random Whisper and a random Llama, each with a tokenizer of characters."""
     root = tmp_path_factory.mktemp("bases")
     torch.manual_seed(0)
     whisper = WhisperConfig(
@@ -43,6 +44,7 @@ def tiny_bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         begin_suppress_tokens=None,
     )
     WhisperForConditionalGeneration(whisper).save_pretrained(root / "whisper")
+    add_reader_tokenizer(root / "whisper")
     letters = ["<pad>", "<|im_start|>", "<|im_end|>", "<unk>", *map(chr, range(32, 127)), "\n"]
     vocabulary = {letter: index for index, letter in enumerate(letters)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -123,3 +125,18 @@ def recipe_content(tiny_bases: tuple[Path, Path], tone_corpus: Path, tmp_path: P
             | {"rates": {"hfq_matrices": 0.01, "hfq_other": 0.001, "head_other": 0.001}, "mask": 0.1},
         ],
     }
+
+
+@pytest.fixture
+def reader_content(recipe_content: dict[str, Any]) -> dict[str, Any]:
+    """A whole recipe whose model has Whisper's decoder as its reader: frames first, then the decoder's text."""
+    model = recipe_content["model"]
+    model["reader"] = {"base": model["encoder"], "layers": 1, "start_windows": 5}
+    model["ctc"] = {"hidden_size": 16, "layers": 1, "reads": "frames"}
+    rates = {"hfq_other": 0.001, "reader_other": 0.001}
+    recipe_content["phases"] = [
+        {"name": "frames", "objective": "frames", "steps": 2, "batch_windows": 2, "mask": 0.1, "rates": rates},
+        {"name": "reader", "objective": "reader", "steps": 3, "batch_windows": 2, "frames_weight": 0.5}
+        | {"rates": {**rates, "head_other": 0.001, "reader_matrices": 0.01}, "ctc_weight": 0.3, "average": 0.5},
+    ]
+    return recipe_content

@@ -32,10 +32,15 @@ def start_from_frames(hfq_former: HFQFormer, unfolder: Unfolder, batches: list[t
 
     Returns:
         The share of the frames' variance that tokens and unfolder lose.
+
+    Raises:
+        RecipeError: the HFQ-Former has no positional start or no attention span.
     """
     looks = TiedLooks(hfq_former)
+    device = hfq_former.compressor1.query.device
+    batches = [frames.to(device) for frames in batches]
     places = hfq_former.config.final_tokens * FRAMES_PER_TOKEN
-    mean = torch.stack([frames_at_rate(frames, places).mean(0) for frames in batches]).mean(0)
+    mean = torch.stack([frames_at_rate(frames, places).sum(0) for frames in batches]).sum(0) / sum(map(len, batches))
     centre, components = _components((_seen(looks, frames) for frames in batches), hfq_former.config.head_size)
     folding = _folding(
         (((_seen(looks, frames) - centre) @ components.T).flatten(2), frames_at_rate(frames, places) - mean)
@@ -77,8 +82,7 @@ def _folding(batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tens
         x = seen.flatten(0, 1)
         y = frames.unflatten(1, (tokens, -1)).flatten(2).flatten(0, 1)
         inner, outer, number = inner + x.T @ x, outer + x.T @ y, number + len(x)
-    inner = inner + RIDGE * inner.diagonal().mean() * torch.eye(len(inner))
-    lower = torch.linalg.cholesky(inner)
+    lower = torch.linalg.cholesky(_with_ridge(inner))
     whitened = torch.linalg.solve_triangular(lower, outer, upper=False)
     best = torch.linalg.eigh(whitened @ whitened.T).eigenvectors.flip(1)[:, :width]
     return torch.linalg.solve_triangular(lower.T, best, upper=True) * number**0.5
@@ -101,18 +105,33 @@ def _set_projections(hfq: HFQFormer, components: torch.Tensor, centre: torch.Ten
 
 def _start_unfolder(hfq: HFQFormer, unfolder: Unfolder, batches: list[torch.Tensor], mean: torch.Tensor) -> float:
     """Regress the frames on the tokens that come out. Returns the share of their variance that is lost."""
-    inner, outer, squares, number = torch.zeros(()), torch.zeros(()), 0.0, 0
+    inner, outer = torch.zeros(()), torch.zeros(())
     for frames in batches:
-        tokens = hfq(frames.float())
-        x = torch.cat([tokens, torch.ones_like(tokens[..., :1])], -1).flatten(0, 1)
-        y = (frames_at_rate(frames, len(mean)) - mean).unflatten(1, (tokens.shape[1], -1)).flatten(2).flatten(0, 1)
+        x, y = _tokens_and_frames(hfq, frames, mean)
         inner, outer = inner + x.T @ x, outer + x.T @ y
-        squares, number = squares + float(y.square().sum()), number + y.numel()
-    inner = inner + RIDGE * inner.diagonal().mean() * torch.eye(len(inner))
-    fit = torch.linalg.solve(inner, outer)
+    fit = torch.linalg.solve(_with_ridge(inner), outer)
     unfolder.spread.weight.copy_(fit[:-1].T)
     unfolder.spread.bias.copy_(fit[-1])
     unfolder.place.copy_(mean)
-    lost = (squares - float((fit * outer).sum())) / number
-    everything = torch.cat([frames_at_rate(frames, len(mean)) for frames in batches]).var()
-    return lost / float(everything)
+    lost, total, squares, number = 0.0, 0.0, 0.0, 0
+    for frames in batches:
+        there = frames_at_rate(frames, len(mean))
+        total, squares, number = (
+            total + float(there.sum()),
+            squares + float(there.square().sum()),
+            number + there.numel(),
+        )
+        x, y = _tokens_and_frames(hfq, frames, mean)
+        lost += float((x @ fit - y).square().sum())
+    return lost / (squares - total**2 / number)
+
+
+def _tokens_and_frames(hfq: HFQFormer, frames: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of every token of some windows: its channels and a 1, and its slot's frames without their mean, one row each."""
+    tokens = hfq(frames.float())
+    x = torch.cat([tokens, torch.ones_like(tokens[..., :1])], -1).flatten(0, 1)
+    return x, (frames_at_rate(frames, len(mean)) - mean).unflatten(1, (tokens.shape[1], -1)).flatten(2).flatten(0, 1)
+
+
+def _with_ridge(inner: torch.Tensor) -> torch.Tensor:
+    return inner + RIDGE * inner.diagonal().mean() * torch.eye(len(inner), device=inner.device)

@@ -16,7 +16,7 @@ class Optimizers:
     """Muon and AdamW side by side, driven as one.
 
     Args:
-        parts: the trained modules by name: `hfq`, `head`, `projector`, `lora`.
+        parts: the trained modules by name: `hfq`, `head`, `reader`, `projector`, `lora`.
         phase: its rates; a part whose rates are 0 is frozen.
     """
 

@@ -23,7 +23,7 @@ from fastslm.model.starts import start_hfq_former
 from fastslm.model.whisper_reader import WhisperReader
 from fastslm.training.alignment import AlignedCharacters, require_aligner
 from fastslm.training.disk import writing
-from fastslm.training.instructions import InstructionTuning
+from fastslm.training.instructions import InstructionTuning, read_instructions
 from fastslm.training.objectives import CharacterAlignment, Objective, TiedCTC, TokenCTC
 from fastslm.training.reading import FrameRecovery, ReaderTranscript
 from fastslm.training.recipe import CTCRecipe, ModelRecipe, Phase, Recipe
@@ -165,8 +165,14 @@ class Learner:
         objectives = {phase.objective for phase in self.recipe.phases}
         if "tied" in objectives:
             check_tied(self.config.hfq_config, self.config.ctc_steps_per_token)
+        reader = self.recipe.model.reader
+        if reader is not None and reader.start_windows:
+            check_tied(self.config.hfq_config, needed_by="model.reader.start_windows")
         if "alignment" in objectives:
             require_aligner()
+        if "instructions" in objectives:
+            for source in self.recipe.data.instructions:
+                read_instructions(source.path)
 
     def objective(self, phase: Phase, state: dict[str, Any] | None) -> Objective:
         """What the phase trains towards, with the weights of a checkpoint of that phase where there is one."""

@@ -20,26 +20,27 @@ from fastslm.model.local_attention import SlotFrames
 REST = 0.01
 
 
-def check_tied(config: HFQFormerConfig, steps_per_token: int | None = None) -> int:
+def check_tied(config: HFQFormerConfig, steps_per_token: int | None = None, needed_by: str = "objective tied") -> int:
     """Looks a token, heads × blocks.
 
     Args:
         steps_per_token: in which the CTC head reads a token, where there is a head.
+        needed_by: what of a recipe asks for it.
 
     Raises:
         RecipeError: the tied start cannot be made with this HFQ-Former, or not be read by this head.
     """
     looks = config.detail_blocks * config.num_heads
     if config.detail_start != "positional" or config.attention_span is None:
-        raise RecipeError("objective tied needs model.hfq.detail_start positional and an attention_span; set both.")
+        raise RecipeError(f"{needed_by} needs model.hfq.detail_start positional and an attention_span; set both.")
     if not looks or config.hidden_size % looks or config.hidden_size // looks > config.head_size:
         raise RecipeError(
-            f"objective tied: {looks} looks cannot share {config.hidden_size} channels; "
+            f"{needed_by}: {looks} looks cannot share {config.hidden_size} channels; "
             "set model.hfq.detail_blocks so that heads × blocks divides the width."
         )
     if steps_per_token not in (None, looks):
         raise RecipeError(
-            f"objective tied: the head reads a token in {steps_per_token} steps, but it is {looks} looks "
+            f"{needed_by}: the head reads a token in {steps_per_token} steps, but it is {looks} looks "
             f"(heads × blocks); set model.ctc.steps_per_token to {looks}."
         )
     return looks

@@ -14,7 +14,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from fastslm.errors import RecipeError, TrainingError
-from fastslm.model.ctc_head import ctc_loss, ctc_steps_needed, ctc_text, greedy_text, unwritten
+from fastslm.model.ctc_head import FrameCTCHead, ctc_loss, ctc_steps_needed, ctc_text, greedy_text, unwritten
+from fastslm.model.whisper_reader import FRAMES_PER_TOKEN
 from fastslm.training.checkpoint import load_newest, save_checkpoint
 from fastslm.training.disk import writing
 from fastslm.training.feature_cache import (
@@ -118,12 +119,14 @@ class Trainer:
 
     def _start_from_frames(self, learner: Learner) -> None:
         """The least-squares start of tokens and unfolder, where the recipe asks for it."""
-        if learner.reader is None or not (count := learner.recipe.model.reader.start_windows):  # type: ignore[union-attr]
+        reader = self.recipe.model.reader
+        if learner.reader is None or reader is None or not reader.start_windows:
             return
         windows = self._variant(0)
-        chosen = [list(range(first, min(first + START_BATCH, count))) for first in range(0, count, START_BATCH)]
+        count = min(reader.start_windows, len(windows))
         self.line.say(f"least-squares start from {count} windows")
-        batches = [windows.frames([i for i in part if i < len(windows)]) for part in chosen if part[0] < len(windows)]
+        chosen = [range(first, min(first + START_BATCH, count)) for first in range(0, count, START_BATCH)]
+        batches = [windows.frames(list(part)) for part in chosen]
         lost = start_from_frames(learner.hfq_former, learner.reader.unfold, batches)
         self.line.say(f"tokens and unfolder start by losing {lost:.1%} of the frames' variance")
 
@@ -240,7 +243,10 @@ class Trainer:
         """Whether a window's text needs more steps than the CTC head has: it then teaches nothing."""
         model = self.recipe.model
         assert model.ctc is not None
-        return ctc_steps_needed(text) > model.hfq.final_tokens * model.ctc.steps_per_token
+        steps = FRAMES_PER_TOKEN * FrameCTCHead.STEPS_PER_FRAME
+        if model.ctc.reads == "tokens":
+            steps = model.ctc.steps_per_token
+        return ctc_steps_needed(text) > model.hfq.final_tokens * steps
 
     def _say_what_is_lost(self, what: str, windows: CachedWindows) -> None:
         texts = [label.text for label in windows.labels]
