@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastslm.model.ctc_head import CTCHead, ctc_loss, ctc_text
+from fastslm.model.ctc_head import CTCHead, FrameCTCHead, ctc_loss, ctc_text
 from fastslm.model.hfq_former import HFQFormer
 from fastslm.model.lora import is_lora_key
 from fastslm.model.modeling import FastSLMForConditionalGeneration
@@ -40,7 +40,7 @@ class LanguageModelTranscript:
             "projector": model.projector,
             "lora": nn.ParameterList(lora_parameters(model)),
         }
-        if isinstance(model.ctc_head, CTCHead):
+        if isinstance(model.ctc_head, CTCHead | FrameCTCHead):
             self.parts["head"] = model.ctc_head
         prompt = processor.expand([processor.build_prompt("transcribe")], [1])[0]
         tokenizer: Any = processor.tokenizer
@@ -70,11 +70,11 @@ class LanguageModelTranscript:
         transcript = self.model(speech_tokens=speech, logits_to_keep=wanted, use_cache=False, **inputs).loss
         if not self.ctc_weight:
             return {"loss": transcript, "transcript": transcript}
-        heard = ctc_loss(self.parts["head"](tokens), batch.texts)
+        heard = ctc_loss(self.model.letters(tokens), batch.texts)
         return {"loss": transcript + self.ctc_weight * heard, "transcript": transcript, "ctc": heard}
 
     def log_probs(self, frames: torch.Tensor) -> torch.Tensor:
-        return self.parts["head"](self.model.hfq_former(frames))
+        return self.model.letters(self.model.hfq_former(frames))
 
     def transcripts(self, frames: torch.Tensor) -> list[str]:
         """Greedy text of each window, at most `NEW_TOKENS` tokens long."""
