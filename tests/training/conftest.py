@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_reader import add_reader_tokenizer
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -49,6 +49,7 @@ def tiny_bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     vocabulary = {letter: index for index, letter in enumerate(letters)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<|im_end|>", unk_token="<unk>"
     )

@@ -146,3 +146,61 @@ def test_a_mel_mode_that_training_would_not_follow_is_refused(recipe_content: di
     recipe_content["model"]["mel_mode"] = "authors"
     with pytest.raises(RecipeError, match="mel_mode is authors"):
         check_recipe(recipe_content, "recipe")
+
+
+READER = {"base": "whisper-tiny.en"}
+FRAMES = {"name": "f", "objective": "frames", "steps": 1, "rates": {"hfq_other": 0.1}}
+TASKS = {"name": "t", "objective": "instructions", "steps": 1, "rates": {"lora": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"phases": [FRAMES]}, r"objective frames needs model\.reader"),
+        ({"phases": [FRAMES | {"objective": "reader"}]}, r"objective reader needs model\.reader"),
+        ({"model.heard_words": True}, r"model\.heard_words needs model\.reader"),
+        ({"model.transcript_reader": "whisper"}, r"transcript_reader is whisper, which model\.reader is"),
+        ({"phases": [TASKS]}, r"instructions needs data\.instructions and model\.heard_words"),
+        ({"data.instructions": [{"path": "x"}]}, r"data\.instructions does nothing without a phase of objective"),
+        ({"data.instructions_validation": "x"}, r"data\.instructions does nothing without a phase of objective"),
+        ({"model.ctc": {"reads": "frames"}}, r"reads is frames, which model\.reader unfolds"),
+        ({"model.reader": READER, "model.ctc": {"reads": "frames"}}, r"objective tied reads tokens, not frames"),
+        (
+            {"model.reader": READER, "model.ctc": {"reads": "frames", "steps_per_token": 4}, "phases": [FRAMES]},
+            "steps_per_token does nothing where the head reads frames",
+        ),
+        (
+            {"model.reader": READER | {"start_windows": 9}, "start_from": "."},
+            "start_windows does nothing after start_from",
+        ),
+        ({"phases": [FRAMES | {"frames_weight": 0.1}], "model.reader": READER}, "frames_weight does nothing"),
+        ({"phases": [FRAMES | {"ctc_weight": 0.1}], "model.reader": READER}, "ctc_weight does nothing"),
+        ({"phases": [FRAMES | {"dropout": 0.2}], "model.reader": READER}, "dropout is the CTC head's"),
+        ({"phases": [TASKS | {"rates": {"lora": 0.1, "projector": 0.1}}]}, "does not train projector; set 0"),
+        ({"phases": [TASKS | {"mask": 0.1}]}, "hears nothing, so mask and shift_frames must stay 0"),
+        ({"phases": [TASKS | {"shift_frames": 5}]}, "hears nothing, so mask and shift_frames must stay 0"),
+    ],
+)
+def test_a_reader_or_instructions_that_lack_what_they_need_are_one_sentence(
+    recipe_content: dict[str, Any], changes: dict[str, Any], said: str
+) -> None:
+    for path, value in changes.items():
+        recipe_content = set_in(recipe_content, path, value)
+    with pytest.raises(RecipeError, match=said) as caught:
+        check_recipe(recipe_content, "r.yaml")
+    assert str(caught.value).count(". ") == 0
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_instructions_are_named_with_the_other_manifests(recipe_content: dict[str, Any]) -> None:
+    changes = {
+        "model.reader": READER,
+        "model.heard_words": True,
+        "data.instructions": [{"path": "no-i.jsonl"}],
+        "data.instructions_validation": "no-j.jsonl",
+        "phases": [TASKS],
+    }
+    for path, value in changes.items():
+        recipe_content = set_in(recipe_content, path, value)
+    with pytest.raises(RecipeError, match=r"missing manifests: no-i\.jsonl, no-j\.jsonl"):
+        check_recipe(recipe_content, "r.yaml")

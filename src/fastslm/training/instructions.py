@@ -40,7 +40,7 @@ class InstructionBatch:
 
 
 def read_instructions(path: Path) -> list[Clip]:
-    """The rows of an instruction manifest that fit one window.
+    """The rows of an instruction manifest.
 
     Raises:
         ManifestError: a row is no task, or lasts longer than a window.
@@ -48,7 +48,9 @@ def read_instructions(path: Path) -> list[Clip]:
     rows = read_manifest(path)
     for row in rows:
         if row.task is None or row.instruction is None or row.answer is None:
-            raise ManifestError(f"{path}: {row.id} has no task with its answer; make such rows with data synthesize.")
+            raise ManifestError(
+                f"{path}: {row.id} has no task with its answer; make such rows with fastslm data synthesize."
+            )
         if row.duration > WINDOW_SECONDS:
             raise ManifestError(
                 f"{path}: {row.id} lasts {row.duration:.1f} s, and this objective takes up to {WINDOW_SECONDS} s; "
@@ -60,7 +62,8 @@ def read_instructions(path: Path) -> list[Clip]:
 class InstructionTuning:
     """Cross-entropy of the answer's tokens, and of the end token, after the prompt with its heard words.
 
-    Labels cover the answer only. Rows are padded on the left, so that the answers end together.
+    Labels cover the answer only. Rows are padded on the left, so that the answers end together. The projection becomes
+    zero: a model that is taught so reads the words alone.
 
     Raises:
         ManifestError: as `read_instructions`.
@@ -73,20 +76,16 @@ class InstructionTuning:
         self.model: Any = model
         self.tokenizer: Any = processor.tokenizer
         self.processor, self.phase, self.seed = processor, phase, recipe.seed
-        self.parts: dict[str, nn.Module] = {
-            "projector": model.projector,
-            "lora": nn.ParameterList(lora_parameters(model)),
-        }
-        if not phase.rates.projector:
-            # What is not taught must not disturb the words.
-            nn.init.zeros_(model.projector.weight)
-            nn.init.zeros_(model.projector.bias)
+        self.parts: dict[str, nn.Module] = {"lora": nn.ParameterList(lora_parameters(model))}
+        # Without sound it cannot be taught, and what is not taught must not disturb the words.
+        nn.init.zeros_(model.projector.weight)
+        nn.init.zeros_(model.projector.bias)
         self.sources = [(read_instructions(source.path), source.share) for source in recipe.data.instructions]
         validation = recipe.data.instructions_validation
         self.judged = read_instructions(validation)[:JUDGED_ROWS] if validation else []
 
     def batch(self, index: int) -> InstructionBatch:
-        """The `index`-th batch: sources by their shares, the rows of each in an order of its own for every round."""
+        """The `index`-th batch: every row is drawn by itself, its source by the shares."""
         generator = np.random.default_rng([self.seed, index, 11])
         shares = np.array([share for _, share in self.sources])
         chosen = generator.choice(len(self.sources), size=self.phase.batch_windows, p=shares / shares.sum())
@@ -111,7 +110,7 @@ class InstructionTuning:
     def words(self, rows: Sequence[Clip]) -> torch.Tensor:
         """What the language model reads of each row's recording: (rows, places, text hidden)."""
         texts = [row.text or "" for row in rows]
-        return self.model.heard_words.embed(texts, self.model.get_input_embeddings()) + self.model.projector.bias
+        return self.model.heard_words.embed(texts, self.model.get_input_embeddings())
 
     def losses(self, batch: InstructionBatch) -> dict[str, torch.Tensor]:
         end = self.tokenizer.eos_token_id

@@ -129,7 +129,7 @@ TRAINED = {
     "frames": ("hfq", "reader"),
     "reader": ("hfq", "reader"),
     "llm": ("hfq", "projector", "lora"),
-    "instructions": ("projector", "lora"),
+    "instructions": ("lora",),
 }
 BESIDE_CTC = ("reader", "llm")
 
@@ -188,6 +188,8 @@ class Phase(Section):
             raise ValueError("dropout is the CTC head's, which this phase does not train; leave it out")
         if "mask_frames" in self.model_fields_set and not self.mask:
             raise ValueError("mask_frames does nothing without mask; set mask, or leave it out")
+        if self.objective == "instructions" and (self.mask or self.shift_frames):
+            raise ValueError("objective instructions hears nothing, so mask and shift_frames must stay 0")
         if self.mask and self.objective == "alignment":
             raise ValueError("objective alignment aligns the frames that it reads, so mask must stay 0")
         return self
@@ -228,7 +230,13 @@ class Recipe(Section):
                 raise ValueError("model.ctc.reads is frames, which model.reader unfolds; set model.reader")
             of_tokens = [phase.objective for phase in self.phases if phase.objective in ("tied", "alignment", "ctc")]
             if of_tokens:
-                raise ValueError(f"objective {of_tokens[0]} needs a head that reads tokens; set model.ctc.reads to it")
+                raise ValueError(f"objective {of_tokens[0]} reads tokens, not frames; set model.ctc.reads to tokens")
+            if "steps_per_token" in self.model.ctc.model_fields_set:
+                raise ValueError("model.ctc.steps_per_token does nothing where the head reads frames; leave it out")
+        if self.model.transcript_reader == "whisper" and self.model.reader is None:
+            raise ValueError("model.transcript_reader is whisper, which model.reader is; set model.reader")
+        if not tasks and (self.data.instructions or self.data.instructions_validation):
+            raise ValueError("data.instructions does nothing without a phase of objective instructions; leave it out")
         if self.model.reader is not None and self.model.reader.start_windows and self.start_from is not None:
             raise ValueError("model.reader.start_windows does nothing after start_from; leave one of them out")
         if self.model.mel_mode != "window":
