@@ -29,12 +29,14 @@ class Listener(Protocol):
 
 
 def is_styled(text: str) -> bool:
-    """Whether a text has case or marks of its own, so that nothing needs to be lent to it."""
-    return bool(re.search(r"[A-Z.,?!]", text))
+    """Whether a text has marks, or small and capital letters, of its own, so that nothing needs to be lent to it."""
+    return bool(re.search(r"[.,?!]", text)) or text not in (text.lower(), text.upper())
 
 
 def styled_words(words: Sequence[str], heard: str) -> list[str | None]:
     """People's words with the case and marks of what was heard; `None` where something else was heard.
+
+    A word without letters or digits, such as a dash, is like no other.
 
     Returns:
         As many as `words`, in their order.
@@ -49,13 +51,14 @@ def styled_words(words: Sequence[str], heard: str) -> list[str | None]:
 
 
 def _bare(word: str) -> str:
-    return re.sub(r"[^a-z0-9']", "", word.lower())
+    word = word.lower().replace("\u2019", "'")
+    return "".join(letter for letter in word if letter.isalnum() or letter == "'") or word
 
 
 def label_clips(
     clips: Sequence[Clip], listener: Listener, on_clip: Callable[[int], None] | None = None
 ) -> dict[str, tuple[str, str]]:
-    """The text to train towards of every clip, by its id, and what it is: `human` words, or `pseudo`.
+    """The text to train towards of every clip, by its id, and whose words it is: as the clip says, or `pseudo`.
 
     Clips with text are heard packed into windows, which takes a fifth of the time.
 
@@ -65,7 +68,7 @@ def label_clips(
     found: dict[str, tuple[str, str]] = {}
     plain = [clip for clip in clips if clip.text and not is_styled(clip.text)]
     unknown = [clip for clip in clips if not clip.text]
-    found |= {clip.id: (clip.text, "human") for clip in clips if clip.text and is_styled(clip.text)}
+    found |= {clip.id: (clip.text, clip.label_kind or "human") for clip in clips if clip.text and is_styled(clip.text)}
     windows = pack(plain, [], QUIET, (0,)) if plain else []
     again: list[Clip] = []
     for window, (heard, _) in zip(windows, listener.hear(render(w) for w in windows), strict=True):
@@ -76,11 +79,12 @@ def label_clips(
             if own.count(None) > len(own) / 2:
                 # Whisper may pass over a part of a window.
                 again.append(placement.clip)
-            found[placement.clip.id] = (_written(placement.clip, own), "human")
+            found[placement.clip.id] = (_written(placement.clip, own), placement.clip.label_kind or "human")
         if on_clip:
             on_clip(len(found))
     for clip, (heard, _) in zip(again, listener.hear(clip.read() for clip in again), strict=True):
-        found[clip.id] = (_written(clip, styled_words((clip.text or "").split(), heard)), "human")
+        own = styled_words((clip.text or "").split(), heard)
+        found[clip.id] = (_written(clip, own), clip.label_kind or "human")
     for clip, (heard, _) in zip(unknown, listener.hear(clip.read() for clip in unknown), strict=True):
         found[clip.id] = (heard, "pseudo")
         if on_clip:
@@ -89,7 +93,9 @@ def label_clips(
 
 
 def _written(clip: Clip, lent: Sequence[str | None]) -> str:
-    words = (clip.text or "").split()
+    """A clip's words as they were lent; those that were not heard stand in small letters if all came in capitals."""
+    text = clip.text or ""
+    words = (text.lower() if text.isupper() else text).split()
     return " ".join(word if new is None else new for word, new in zip(words, lent, strict=True))
 
 
