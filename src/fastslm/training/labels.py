@@ -52,7 +52,8 @@ def styled_words(words: Sequence[str], heard: str) -> list[str | None]:
 
 def _bare(word: str) -> str:
     word = word.lower().replace("\u2019", "'")
-    return "".join(letter for letter in word if letter.isalnum() or letter == "'") or word
+    bare = "".join(letter for letter in word if letter.isalnum() or letter == "'")
+    return bare if bare.strip("'") else word
 
 
 def label_clips(
