@@ -17,7 +17,7 @@ from fastslm.longform.fingerprint import model_fingerprint
 from fastslm.longform.live import UPDATE_SECONDS, LiveText, transcribe_stream
 from fastslm.longform.memory import SUFFIX, SpeechMemory
 from fastslm.longform.questions import Answerer, AnswerOptions
-from fastslm.longform.readers import Method, Reader
+from fastslm.longform.readers import READERS, Method, Reader
 from fastslm.longform.repetition import Repetition
 from fastslm.longform.results import Answer, Transcript
 from fastslm.longform.transcription import NoSpeech, Transcriber, TranscriptionOptions
@@ -111,7 +111,9 @@ class FastSLM:
         Args:
             language, reader, max_new_tokens, method, context_windows, repetition, no_speech: those of
                 `TranscriptionOptions`.
-            cuts, sampling_rate, on_progress: those of `encode`.
+            cuts: as of `encode`, but where it is left open, a reader that writes tokens gets `quiet` ones: it loses
+                fewer words at them (docs/benchmarks.md).
+            sampling_rate, on_progress: those of `encode`.
 
         Raises:
             AudioError: the recording cannot be read.
@@ -121,6 +123,8 @@ class FastSLM:
         started = monotonic()
         options = TranscriptionOptions(language, reader, max_new_tokens, method, context_windows, repetition, no_speech)
         options = options.resolved(self.model)
+        if cuts is None and not _is_memory(source):
+            cuts = self._best_cuts(options)
         memory = self.encode(source, sampling_rate=sampling_rate, cuts=cuts, on_progress=on_progress)
         (transcript,) = self.transcriber.transcribe(iter([memory]), options, started)
         return transcript
@@ -144,8 +148,14 @@ class FastSLM:
         """
         options = TranscriptionOptions(language, reader, max_new_tokens, method, context_windows, repetition, no_speech)
         options = options.resolved(self.model)
-        memories = self.encoder.encode_many(((name_of(own), own) for own in sources), cuts=cuts or "fixed")
+        chosen = cuts or self._best_cuts(options)
+        memories = self.encoder.encode_many(((name_of(own), own) for own in sources), cuts=chosen)
         yield from self.transcriber.transcribe(memories, options)
+
+    def _best_cuts(self, options: TranscriptionOptions) -> Cuts:
+        """Of resolved options: at pauses for a reader that writes tokens, where the log-mel allows it."""
+        writes = READERS[options.reader].writes_tokens
+        return "quiet" if writes and self.model.config.mel_mode == "window" else "fixed"
 
     def transcribe_stream(
         self,
@@ -229,10 +239,17 @@ class FastSLM:
         return self.answerer.answer(memories, task, chosen, started, **prompt_options)
 
 
+def _is_memory(source: Source) -> bool:
+    """Whether a memory is given or named, and not a recording."""
+    named = isinstance(source, str | os.PathLike) and Path(source).suffix.lower() == SUFFIX
+    return named or isinstance(source, SpeechMemory)
+
+
 def _memory(source: Source) -> SpeechMemory | None:
     """The memory that was given or named, `None` for a recording."""
     if isinstance(source, SpeechMemory):
         return source
-    if isinstance(source, str | os.PathLike) and Path(source).suffix.lower() == SUFFIX:
+    if _is_memory(source):
+        assert isinstance(source, str | os.PathLike)
         return SpeechMemory.load(source)
     return None

@@ -53,10 +53,11 @@ def test_a_quiet_cut_falls_into_the_pause(pause: float) -> None:
     assert len(first) + len(second) == len(recording)
 
 
-def test_thirty_seconds_are_one_window_and_digital_silence_is_cut_as_late_as_can_be() -> None:
-    assert [len(window) for window in cut([RECORDING[:WINDOW_SAMPLES]], "quiet")] == [WINDOW_SAMPLES]
-    first, *_ = cut([np.zeros(400_000, np.float32), np.zeros(400_000, np.float32)], "quiet")
-    assert WINDOW_SAMPLES - len(first) == PAUSE_STEPS * STEP_SAMPLES // 2
+@pytest.mark.parametrize("recording", [RECORDING, np.zeros(len(RECORDING), np.float32)], ids=["noise", "silence"])
+def test_where_nothing_is_a_pause_windows_stay_whole(recording: np.ndarray) -> None:
+    lengths = [len(window) for window in cut(np.split(recording, 5), "quiet")]
+    assert lengths == [WINDOW_SAMPLES] * 4 + [len(recording) - 4 * WINDOW_SAMPLES]
+    assert [len(window) for window in cut([recording[:WINDOW_SAMPLES]], "quiet")] == [WINDOW_SAMPLES]
 
 
 @pytest.mark.parametrize(

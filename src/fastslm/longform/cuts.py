@@ -19,6 +19,8 @@ SEARCH_SAMPLES = 5 * SAMPLE_RATE
 # Energy is compared in steps, each with its surroundings: a closed consonant of 50 ms is no pause.
 STEP_SAMPLES = SAMPLE_RATE // 100
 PAUSE_STEPS = 16
+# A place is a pause if it has less than this share of the energy that half of the places have: 10 dB below them.
+PAUSE_SHARE = 0.1
 
 
 def check_cuts(cuts: str, mel_mode: str) -> None:
@@ -42,7 +44,8 @@ def cut(blocks: Iterable[np.ndarray], cuts: Cuts) -> Iterator[np.ndarray]:
     """Blocks of a recording, of at most 30 s each → its windows, each float32 (samples,).
 
     Fixed: every window but the last has 30 s. Quiet: every window but the last ends within the last 5 of its 30 s, in
-    the middle of the quietest 0.16 s there; how the recording came in blocks changes nothing.
+    the middle of the quietest 0.16 s there, or at 30 s where nothing is quieter than the rest; how the recording came
+    in blocks changes nothing.
     """
     held: list[np.ndarray] = []
     size = 0
@@ -66,10 +69,14 @@ def cut(blocks: Iterable[np.ndarray], cuts: Cuts) -> Iterator[np.ndarray]:
 
 
 def quietest(samples: np.ndarray) -> int:
-    """Where a window that goes on is cut: (samples,) of 30 s → the middle of the quietest place in its last 5 s."""
+    """Where a window that goes on is cut: (samples,) of 30 s → the middle of the quietest place in its last 5 s.
+
+    Where there is no pause, as in silence, noise or music, it is the end: such windows stay whole.
+    """
     steps = samples[-SEARCH_SAMPLES:].reshape(-1, STEP_SAMPLES)
     energy = np.square(steps, dtype=np.float64).sum(1)
     around = np.convolve(energy, np.ones(PAUSE_STEPS), mode="valid")
-    # Of equals the last, so that silence costs no windows. The sum of squares is never exactly repeated but by zeros.
-    first = len(around) - 1 - int(np.argmin(around[::-1]))
+    first = int(np.argmin(around))
+    if around[first] >= PAUSE_SHARE * np.median(around):
+        return len(samples)
     return len(samples) - SEARCH_SAMPLES + (first + PAUSE_STEPS // 2) * STEP_SAMPLES
