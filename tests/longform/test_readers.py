@@ -10,6 +10,7 @@ from fastslm.errors import OptionError
 from fastslm.loading import load
 from fastslm.longform.generation import Decoding
 from fastslm.longform.readers import CTCReader, WhisperDecoderReader, reader_named
+from fastslm.model import whisper_reader
 
 END = 2
 
@@ -26,13 +27,15 @@ def reader(speech: Any, monkeypatch: pytest.MonkeyPatch) -> WhisperDecoderReader
 
     def scores(hidden: torch.Tensor) -> torch.Tensor:
         nonlocal written
-        found = torch.zeros(*hidden.shape[:2], 100)
+        found = torch.zeros(len(hidden), 100)
         for row, end in enumerate((3, 50, 12)):
-            found[row, -1, END if written == end else 40 + written % 26] = 9.0
+            found[row, END if written == end else 40 + written % 26] = 9.0
         written += 1
         return found
 
-    monkeypatch.setattr(speech.model.reader._whisper.proj_out, "forward", scores)
+    monkeypatch.setattr(speech.model.reader, "next_scores", scores)
+    # All rows stay in their places.
+    monkeypatch.setattr(whisper_reader, "STAYING", 0.0)
     return WhisperDecoderReader(speech.model, speech.processor)
 
 

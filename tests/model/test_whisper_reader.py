@@ -9,10 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_reader import END, add_reader_tokenizer
-from transformers import GenerationMixin, WhisperForConditionalGeneration
+from transformers import (
+    GenerationMixin,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    WhisperForConditionalGeneration,
+)
 from transformers.modeling_outputs import BaseModelOutput
 
 from fastslm.errors import CheckpointError
+from fastslm.model import whisper_reader
 from fastslm.model.base_weights import load_decoder
 from fastslm.model.ctc_head import CTCHead, FrameCTCHead
 from fastslm.model.heard_words import FADING, fold
@@ -138,6 +144,35 @@ def test_it_reads_what_whisper_writes_greedily_over_the_same_frames(model: Any, 
         assert read.complete == (END in row)
         assert read.text == model.reader.tokenizer.decode(read.ids, skip_special_tokens=True).strip()
     assert {read.complete for read in found} == {True, False}, "the test shows one of the two ends only"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("staying", [0.0, 0.75, 1.0])
+def test_it_reads_what_generate_writes_with_what_holds_against_loops(
+    staying: float, model: Any, whisper_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whisper_reader, "STAYING", staying)
+    suppressed = ([40, 41, 42], [50, END])
+    monkeypatch.setitem(vars(model.reader), "_suppressed", suppressed)
+    whisper: Any = WhisperForConditionalGeneration.from_pretrained(whisper_folder).eval()
+    frames = model.reader.unfold(some_tokens(8, seed=4))
+    theirs: Any = GenerationMixin.generate(
+        whisper,
+        decoder_input_ids=torch.tensor([model.reader.start]).expand(8, -1),
+        encoder_outputs=BaseModelOutput(last_hidden_state=frames),  # type: ignore[arg-type]
+        max_new_tokens=40,
+        do_sample=False,
+        pad_token_id=END,
+        repetition_penalty=1.2,
+        no_repeat_ngram_size=3,
+        suppress_tokens=suppressed[0],
+        begin_suppress_tokens=suppressed[1],
+    )
+    against = [RepetitionPenaltyLogitsProcessor(1.2), NoRepeatNGramLogitsProcessor(3)]
+    found = model.reader.read_frames(frames, 40, processors=against)
+    rows = [row[: row.index(END)] if END in row else row for row in theirs[:, 2:].tolist()]
+    assert [list(read.ids) for read in found] == rows
+    assert len({len(row) for row in rows}) > 1, "all rows end together, so none leaves the batch before the others"
 
 
 def test_a_multilingual_decoder_is_told_language_and_task(make: Any, whisper_folder: Path, tmp_path: Path) -> None:

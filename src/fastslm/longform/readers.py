@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import ClassVar, Literal, Protocol, cast, get_args
 
 import torch
-from transformers import StoppingCriteriaList
+from transformers import LogitsProcessor, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from fastslm.audio import WINDOW_SECONDS
 from fastslm.errors import OptionError
@@ -167,13 +167,8 @@ class WhisperDecoderReader:
         assert reader is not None
         tokens = tokens.to(self.model.device)
         done = RowsDone(len(reader.start), budgets, decoding.stop_at_loop)
-        written = reader.read(
-            tokens,
-            max(budgets),
-            stopping_criteria=StoppingCriteriaList([done]),
-            no_repeat_ngram_size=decoding.no_repeat_ngram_size or None,
-            repetition_penalty=decoding.repetition_penalty,
-        )
+        frames = self.model.reader.unfold(tokens.to(reader.unfold.place.dtype))
+        written = reader.read_frames(frames, max(budgets), done, _processors(decoding))
         texts = [self.text_of(row.ids[:length]) for row, length in zip(written, done.lengths, strict=True)]
         words: list[list[Word]] = [[] for _ in texts]
         if self.model.ctc_head is not None:
@@ -188,6 +183,16 @@ class WhisperDecoderReader:
         """As `WindowReader`."""
         assert self.model.reader is not None
         return self.model.reader.text_of(ids)
+
+
+def _processors(decoding: Decoding) -> list[LogitsProcessor]:
+    """What transformers' `generate` puts together of the same options, in its order."""
+    found: list[LogitsProcessor] = []
+    if decoding.repetition_penalty != 1:
+        found.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
+    if decoding.no_repeat_ngram_size:
+        found.append(NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram_size))
+    return found
 
 
 class LLMReader:
