@@ -48,19 +48,15 @@ def main() -> None:
     arrow((79, 26.5), (79, 31.5))
     box(91, 32, 9, 7, "50\ntokens", TOKENS, 11)
     arrow((87.5, 35.5), (90.5, 35.5))
-    box(90, 17, 18, 8, "language model + LoRA:\nwrites, answers", TEXT)
-    box(90, 5, 18, 7, "CTC head: words\nwith their times", TEXT)
-    arrow((97, 31.5), (97, 25.5))
-    axes.add_patch(
-        FancyArrowPatch(
-            (100.5, 34),
-            (108.5, 9),
-            connectionstyle="arc3,rad=-0.45",
-            arrowstyle="-|>",
-            mutation_scale=10,
-            color="#555555",
-        )
-    )
+    box(90, 20.5, 20, 7, "unfolder → 600 frames", OURS)
+    arrow((96, 31.5), (96, 28))
+    box(90, 11.5, 9.5, 6.5, "Whisper's\ndecoder (frozen)", FROZEN, 7.5)
+    box(101.5, 11.5, 8.5, 6.5, "CTC head:\ntimes", TEXT, 7.5)
+    arrow((94.5, 20), (94.5, 18.5))
+    arrow((105.5, 20), (105.5, 18.5))
+    box(90, 2, 20, 6.5, "language model + LoRA:\nanswers", TEXT)
+    arrow((94.5, 11), (94.5, 9))
+    axes.text(95.3, 9.6, "words, in 50 places", fontsize=7.5, color="#555555", va="center")
     axes.text(
         1,
         3,
