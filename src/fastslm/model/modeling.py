@@ -159,7 +159,10 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
         if self.ctc_head is None:
             raise ValueError("The model has no CTC head: make one with `ctc_head` in the configuration.")
         tokens = tokens.to(next(self.ctc_head.parameters()))
-        return self.ctc_head(self.reader.unfold(tokens) if self.config.ctc_reads == "frames" else tokens)
+        if self.config.ctc_reads == "tokens":
+            return self.ctc_head(tokens)
+        assert self.reader is not None
+        return self.ctc_head(self.reader.unfold(tokens))
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -44,8 +44,8 @@ class Objective(Protocol):
 
     parts: dict[str, nn.Module]
 
-    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Named losses of a batch; `loss` is the one to descend."""
+    def losses(self, batch: Any) -> dict[str, torch.Tensor]:
+        """Named losses of a batch, a `Batch` or of the objective's own kind; `loss` is the one to descend."""
         ...
 
     def log_probs(self, frames: torch.Tensor) -> torch.Tensor:

@@ -178,15 +178,17 @@ class Learner:
         """What the phase trains towards, with the weights of a checkpoint of that phase where there is one."""
         if state is not None:
             self.load_state_dict(state["learner"])
+        # The recipe was checked: where an objective needs a head that reads tokens, it is one.
+        head: Any = self.head
         if phase.objective == "tied":
             looks = TiedLooks(self.hfq_former).to(self.device)
             if state is not None:
                 looks.value.load_state_dict(state["learner"]["value"])
-            return TiedCTC(looks, self.head)
+            return TiedCTC(looks, head)
         if phase.objective == "ctc":
-            return TokenCTC(self.hfq_former, self.head)
+            return TokenCTC(self.hfq_former, head)
         if phase.objective == "alignment":
-            return CharacterAlignment(self.hfq_former, self.head, AlignedCharacters(self.recipe))
+            return CharacterAlignment(self.hfq_former, head, AlignedCharacters(self.recipe))
         if phase.objective == "frames":
             assert self.reader is not None
             return FrameRecovery(self.hfq_former, self.head, self.reader)
