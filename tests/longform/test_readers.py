@@ -4,13 +4,19 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from long_memory import long_memory
 from tiny_fastslm import WIDTH, MakeCheckpoint
 
 from fastslm.errors import OptionError
 from fastslm.loading import load
 from fastslm.longform.generation import Decoding
-from fastslm.longform.readers import CTCReader, WhisperDecoderReader, reader_named
+from fastslm.longform.readers import SILENT, CTCReader, WhisperDecoderReader, hears_letters, reader_named
+from fastslm.longform.timestamps import SPACE
+from fastslm.longform.transcription import Transcriber, TranscriptionOptions
 from fastslm.model import whisper_reader
+from fastslm.model.ctc_head import BLANK, greedy_words
 
 END = 2
 
@@ -71,6 +77,51 @@ def test_a_loop_is_ended_where_that_is_asked_for(speech: Any) -> None:
     assert len(watched.ids) < len(free.ids) == 200
     assert free.ids[: len(watched.ids)] == watched.ids
     assert watched.finish_reason == "length"
+
+
+@pytest.mark.parametrize("silent", [(0,), (1,), (0, 2), (0, 1, 2)])
+def test_windows_without_a_letter_are_silent_and_change_no_other(
+    speech: Any, silent: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, hear = speech.model.ctc_head, speech.model.ctc_head.forward
+
+    def letters(frames: torch.Tensor) -> torch.Tensor:
+        found = hear(frames)
+        found[..., 5] = 9.0
+        found[list(silent), :, BLANK] = 10.0
+        return found
+
+    monkeypatch.setattr(head, "forward", letters)
+    reader = WhisperDecoderReader(speech.model, speech.processor)
+    windows = some_tokens(3), [30.0, 4.0, 12.5], [10, 20, 30]
+    read = reader.read(*windows)
+    assert all(reading.text for reading in read)
+    expected = [SILENT if row in silent else reading for row, reading in enumerate(read)]
+    assert reader.read(*windows, no_speech="skip") == expected
+
+
+@given(st.integers(0, 10**6), st.floats(0.05, 30.0))
+def test_a_letter_is_heard_where_the_greedy_words_of_the_sound_are_some(seed: int, end: float) -> None:
+    scores = torch.randn(8, 40, 29, generator=torch.Generator().manual_seed(seed))
+    # Letters are rare, so that windows without any are not.
+    scores[..., BLANK] += 4.5
+    scores[..., SPACE] += 3
+    words = [[word for word in greedy_words(own, 30.0) if word.start < end] for own in scores]
+    assert hears_letters(scores, [end] * 8) == [row for row, own in enumerate(words) if own]
+
+
+def test_texts_do_not_depend_on_how_many_windows_are_read_together(speech: Any) -> None:
+    memory = long_memory(speech, 9, torch.randn(50, WIDTH))
+    memory.tokens[:] = torch.randn(9, 50, WIDTH, generator=torch.Generator().manual_seed(1))
+    options = TranscriptionOptions(max_new_tokens=25)
+    found = [
+        next(Transcriber(speech.model, speech.processor, together).transcribe(iter([memory]), options)).segments
+        for together in (1, 4, None)
+    ]
+    for other in found[1:]:
+        assert [segment.text for segment in other] == [segment.text for segment in found[0]]
+        assert [segment.finish_reason for segment in other] == [segment.finish_reason for segment in found[0]]
+    assert len({segment.text for segment in found[0]}) > 1, "all windows say the same"
 
 
 def test_auto_is_the_reader_that_the_configuration_names(speech: Any, tiny: Any) -> None:

@@ -24,6 +24,7 @@ class _Looping:
     name: ClassVar[str] = "ctc"
     writes_tokens: ClassVar[bool] = True
     methods: ClassVar[tuple[Method, ...]] = ("window",)
+    read_together: ClassVar[int] = 8
 
     def __init__(self, model: Any, processor: Any): ...
 

@@ -26,8 +26,8 @@ from fastslm.longform.generation import (
     token_budget,
 )
 from fastslm.longform.results import FinishReason, Word
-from fastslm.longform.timestamps import word_times
-from fastslm.model.ctc_head import greedy_words
+from fastslm.longform.timestamps import SPACE, word_times
+from fastslm.model.ctc_head import BLANK, greedy_words
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 from fastslm.prompts import CONTROL_TOKEN
@@ -35,6 +35,7 @@ from fastslm.prompts import CONTROL_TOKEN
 Reader = Literal["auto", "ctc", "whisper", "llm"]
 # Each window alone; each with those before it; all of them in one prompt.
 Method = Literal["window", "context", "whole"]
+NoSpeech = Literal["skip", "read"]
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,12 @@ class WindowReader(Protocol):
         name: what options and results call it.
         writes_tokens: whether it writes one token after another: then it has a budget, and can fall into a loop.
         methods: how it can read a recording; only `LLMReader` is asked for more than `window`.
+        read_together: windows that it best reads together.
     """
 
     name: ClassVar[str]
     writes_tokens: ClassVar[bool]
+    read_together: ClassVar[int]
     methods: ClassVar[tuple[Method, ...]]
 
     def __init__(self, model: FastSLMForConditionalGeneration, processor: FastSLMProcessor): ...
@@ -105,6 +108,7 @@ class CTCReader:
     name: ClassVar[str] = "ctc"
     writes_tokens: ClassVar[bool] = False
     methods: ClassVar[tuple[Method, ...]] = ("window",)
+    read_together: ClassVar[int] = 8
 
     def __init__(self, model: FastSLMForConditionalGeneration, processor: FastSLMProcessor):
         self.model = model
@@ -143,6 +147,8 @@ class WhisperDecoderReader:
     name: ClassVar[str] = "whisper"
     writes_tokens: ClassVar[bool] = True
     methods: ClassVar[tuple[Method, ...]] = ("window",)
+    # A token moves all weights, for one window as for many. Keys and values of a window: 7 MB in float32 (tiny.en).
+    read_together: ClassVar[int] = 32
 
     def __init__(self, model: FastSLMForConditionalGeneration, processor: FastSLMProcessor):
         self.model = model
@@ -160,29 +166,55 @@ class WhisperDecoderReader:
 
     @torch.inference_mode()
     def read(
-        self, tokens: torch.Tensor, seconds: Sequence[float], budgets: Sequence[int], decoding: Decoding = PLAIN
+        self,
+        tokens: torch.Tensor,
+        seconds: Sequence[float],
+        budgets: Sequence[int],
+        decoding: Decoding = PLAIN,
+        no_speech: NoSpeech = "read",
     ) -> list[Reading]:
-        """As `WindowReader`."""
-        reader = self.model.reader
+        """As `WindowReader`; what the unfolder makes of the tokens serves letters and text alike.
+
+        Args:
+            no_speech: `skip`, a window in which the CTC head hears not a letter is silent and costs no decoding.
+        """
+        reader, head = self.model.reader, self.model.ctc_head
         assert reader is not None
-        tokens = tokens.to(self.model.device)
-        done = RowsDone(len(reader.start), budgets, decoding.stop_at_loop)
-        frames = self.model.reader.unfold(tokens.to(reader.unfold.place.dtype))
-        written = reader.read_frames(frames, max(budgets), done, _processors(decoding))
-        texts = [self.text_of(row.ids[:length]) for row, length in zip(written, done.lengths, strict=True)]
+        frames = reader.unfold(tokens.to(reader.unfold.place))
+        letters = None
+        if head is not None:
+            letters = (head(frames) if self.model.config.ctc_reads == "frames" else self.model.letters(tokens)).cpu()
+        rows = list(range(len(tokens)))
+        if no_speech == "skip":
+            assert letters is not None
+            rows = hears_letters(letters, seconds)
+        found = [SILENT] * len(tokens)
+        if not rows:
+            return found
+        done = RowsDone(len(reader.start), [budgets[row] for row in rows], decoding.stop_at_loop)
+        written = reader.read_frames(frames[rows], max(done.lengths), done, _processors(decoding))
+        texts = [self.text_of(own.ids[:length]) for own, length in zip(written, done.lengths, strict=True)]
         words: list[list[Word]] = [[] for _ in texts]
-        if self.model.ctc_head is not None:
-            words = word_times(self.model.letters(tokens).cpu(), texts, seconds, WINDOW_SECONDS)
-        # A row whose budget ends before another's is filled up with the end token, which it did not write.
-        return [
-            Reading(text, tuple(own), row.ids[:length], "stop" if row.complete and len(row.ids) < length else "length")
-            for text, own, row, length in zip(texts, words, written, done.lengths, strict=True)
-        ]
+        if letters is not None:
+            words = word_times(letters[rows], texts, [seconds[row] for row in rows], WINDOW_SECONDS)
+        for row, text, timed, own, length in zip(rows, texts, words, written, done.lengths, strict=True):
+            # A row whose budget ends before another's is filled up with the end token, which it did not write.
+            reason = "stop" if own.complete and len(own.ids) < length else "length"
+            found[row] = Reading(text, tuple(timed), own.ids[:length], reason)
+        return found
 
     def text_of(self, ids: Sequence[int]) -> str:
         """As `WindowReader`."""
         assert self.model.reader is not None
         return self.model.reader.text_of(ids)
+
+
+def hears_letters(log_probs: torch.Tensor, seconds: Sequence[float]) -> list[int]:
+    """The windows in whose sound the CTC head hears a letter, (windows, steps, classes) of log-probabilities."""
+    heard = log_probs.argmax(-1)
+    begins = torch.arange(heard.shape[1]) * (WINDOW_SECONDS / heard.shape[1])
+    within = begins < torch.tensor(seconds)[:, None]
+    return ((heard != BLANK) & (heard != SPACE) & within).any(1).nonzero()[:, 0].tolist()
 
 
 def _processors(decoding: Decoding) -> list[LogitsProcessor]:
@@ -201,6 +233,8 @@ class LLMReader:
     name: ClassVar[str] = "llm"
     writes_tokens: ClassVar[bool] = True
     methods: ClassVar[tuple[Method, ...]] = ("window", "context", "whole")
+    # All prompts of a group are equally long, so nothing is padded.
+    read_together: ClassVar[int] = 8
 
     def __init__(self, model: FastSLMForConditionalGeneration, processor: FastSLMProcessor):
         self.model, self.processor = model, processor

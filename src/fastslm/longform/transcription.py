@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from time import monotonic
-from typing import Literal, get_args
+from typing import Any, get_args
 
 import torch
 
@@ -18,8 +18,10 @@ from fastslm.longform.readers import (
     CTCReader,
     LLMReader,
     Method,
+    NoSpeech,
     Reader,
     Reading,
+    WhisperDecoderReader,
     WindowReader,
     choose_method,
     reader_named,
@@ -30,10 +32,7 @@ from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 from fastslm.prompts import LANGUAGES, language_name
 
-# Windows that are read together. All prompts of a group are equally long, so nothing is padded.
-READ_TOGETHER = 8
 CONTEXT_WINDOWS = 2
-NoSpeech = Literal["skip", "read"]
 
 
 @dataclass(frozen=True)
@@ -114,14 +113,15 @@ class Transcriber:
     """Reads speech memories with one model.
 
     Args:
-        read_together: windows that are read together by the method `window`; it changes no text.
+        read_together: windows that are read together by the method `window`, by default the reader's own number; it
+            changes no text.
     """
 
     def __init__(
         self,
         model: FastSLMForConditionalGeneration,
         processor: FastSLMProcessor,
-        read_together: int = READ_TOGETHER,
+        read_together: int | None = None,
     ):
         self.model = model
         self.processor = processor
@@ -146,7 +146,7 @@ class Transcriber:
         options = options.resolved(self.model)
         reader = self._reader(options.reader)
         clock_started = monotonic() if started is None else started
-        for group in _grouped(memories, self.read_together if options.method == "window" else 1):
+        for group in _grouped(memories, self._together(reader) if options.method == "window" else 1):
             if options.method == "window":
                 own = self._by_window(reader, group, options)
             elif options.method == "context":
@@ -165,10 +165,15 @@ class Transcriber:
             self._readers[name] = READERS[name](self.model, self.processor)
         return self._readers[name]
 
+    def _together(self, reader: WindowReader) -> int:
+        return self.read_together or reader.read_together
+
     def _by_window(
         self, reader: WindowReader, group: list[SpeechMemory], options: TranscriptionOptions
     ) -> list[list[Reading]]:
-        quiet = [self._quiet(memory, options) for memory in group]
+        # Whisper's decoder hears for itself whether there are letters, in the frames that it reads.
+        hears = isinstance(reader, WhisperDecoderReader)
+        quiet = [memory.silent.tolist() if hears else self._quiet(memory, options) for memory in group]
         sounding = [
             (tokens, seconds)
             for memory, own in zip(group, quiet, strict=True)
@@ -186,8 +191,9 @@ class Transcriber:
         ears = CTCReader(self.model, self.processor)
         sounding = [index for index, silent in enumerate(quiet) if not silent]
         seconds = window_seconds(memory.times)
-        for start in range(0, len(sounding), self.read_together):
-            group = sounding[start : start + self.read_together]
+        together = self._together(ears)
+        for start in range(0, len(sounding), together):
+            group = sounding[start : start + together]
             heard = ears.read(memory.tokens[group], [seconds[index] for index in group], [])
             for index, reading in zip(group, heard, strict=True):
                 quiet[index] = not reading.text
@@ -196,13 +202,18 @@ class Transcriber:
     def _read(
         self, reader: WindowReader, windows: list[tuple[torch.Tensor, float]], options: TranscriptionOptions
     ) -> Iterator[Reading]:
-        for start in range(0, len(windows), self.read_together):
-            group = windows[start : start + self.read_together]
+        together = self._together(reader)
+        own_options: dict[str, Any] = {}
+        if isinstance(reader, WhisperDecoderReader):
+            own_options["no_speech"] = options.no_speech
+        for start in range(0, len(windows), together):
+            group = windows[start : start + together]
 
             def read(rows: Sequence[int], decoding: Decoding, group=group) -> list[Reading]:
                 seconds = [group[row][1] for row in rows]
                 budgets = [options.max_new_tokens or token_budget(own) for own in seconds]
-                return reader.read(torch.stack([group[row][0] for row in rows]), seconds, budgets, decoding)
+                tokens = torch.stack([group[row][0] for row in rows])
+                return reader.read(tokens, seconds, budgets, decoding, **own_options)
 
             # What writes no tokens has no loops.
             guard = options.repetition if reader.writes_tokens else "keep"
