@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from fastslm.errors import CheckpointError
 from fastslm.model import whisper_reader
 from fastslm.model.base_weights import load_decoder
-from fastslm.model.ctc_head import CTCHead, FrameCTCHead
+from fastslm.model.ctc_head import BLANK, CTCHead, FrameCTCHead, ctc_ids
 from fastslm.model.heard_words import FADING, fold
 from fastslm.model.modeling import FastSLMForConditionalGeneration as Model
 from fastslm.model.processing import FastSLMProcessor
@@ -222,11 +222,17 @@ def test_heard_words_are_their_embeddings_in_their_places_each_weaker_than_the_o
 
 
 @torch.no_grad()
-def test_the_projection_adds_the_words_that_the_reader_hears(model: Any) -> None:
+def test_the_projection_adds_the_words_that_the_reader_hears(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = some_tokens(4).view(2, 2, PLACES, WIDTH)
     plain = model.projector(tokens)
-    texts = model.heard_words.texts(tokens.flatten(0, 1))
-    assert any(texts)
+    windows = tokens.flatten(0, 1)
+    # The second and the fourth window hold no letter, so nothing that the reader could invent for them is added.
+    heard = torch.full((4, 1, 1), BLANK)
+    heard[::2] = ctc_ids("a")[0]
+    monkeypatch.setattr(model, "letters", lambda _: torch.nn.functional.one_hot(heard[..., 0], 29).float())
+    texts = model.heard_words.texts(windows, [True, False, True, False])
+    assert texts[0]
+    assert texts[1] == texts[3] == ""
     expected = model.heard_words.embed(texts, model.get_input_embeddings()).view(plain.shape)
     torch.testing.assert_close(model.project(tokens) - plain, expected, rtol=1e-4, atol=1e-5)
 

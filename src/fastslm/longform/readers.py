@@ -26,8 +26,8 @@ from fastslm.longform.generation import (
     token_budget,
 )
 from fastslm.longform.results import FinishReason, Word
-from fastslm.longform.timestamps import SPACE, word_times
-from fastslm.model.ctc_head import BLANK, greedy_words
+from fastslm.longform.timestamps import word_times
+from fastslm.model.ctc_head import BLANK, SPACE, greedy_words
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 from fastslm.prompts import CONTROL_TOKEN

@@ -10,11 +10,9 @@ from itertools import pairwise
 import torch
 
 from fastslm.longform.results import Word
-from fastslm.model.configuration import CTC_CHARACTERS
-from fastslm.model.ctc_head import BLANK, ctc_ids
+from fastslm.model.ctc_head import BLANK, SPACE, ctc_ids
 
 IMPOSSIBLE = float("-inf")
-SPACE = CTC_CHARACTERS.index(" ") + 1
 
 
 def word_times(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 BLANK = 0
+SPACE = CTC_CHARACTERS.index(" ") + 1
 HEARING_KERNELS = (9, 5)
 # Steps that share one step of context.
 POOL = 2

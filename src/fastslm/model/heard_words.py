@@ -51,10 +51,15 @@ class HeardWords:
 
         return AutoTokenizer.from_pretrained(resolve(self.base))
 
-    def texts(self, tokens: torch.Tensor) -> list[str]:
-        """What the reader hears in each window, (windows, places, hidden)."""
-        groups = tokens.split(READ_TOGETHER)
-        return [read.text for group in groups for read in self.reader.read(group, MOST_TOKENS)]
+    def texts(self, tokens: torch.Tensor, spoken: Sequence[bool]) -> list[str]:
+        """What the reader hears in each window, (windows, places, hidden), in which somebody speaks; else nothing."""
+        rows = [row for row, speaks in enumerate(spoken) if speaks]
+        groups = tokens[rows].split(READ_TOGETHER) if rows else ()
+        heard = [read.text for group in groups for read in self.reader.read(group, MOST_TOKENS)]
+        found = [""] * len(tokens)
+        for row, text in zip(rows, heard, strict=True):
+            found[row] = text
+        return found
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str], embedding: nn.Module) -> torch.Tensor:

@@ -7,6 +7,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from fastslm.model.ctc_head import BLANK, SPACE
 from fastslm.model.heard_words import HeardWords
 from fastslm.model.hfq_former import HFQFormer
 from fastslm.model.saving import FastSLMPreTrainedModel
@@ -24,6 +25,8 @@ class SpeechPath(FastSLMPreTrainedModel):
     hfq_former: HFQFormer
     projector: nn.Linear
     heard_words: "HeardWords | None"
+    ctc_head: nn.Module | None
+    letters: Any
     language_model: Any
 
     def encode(self, input_features: torch.Tensor) -> torch.Tensor:
@@ -72,14 +75,23 @@ class SpeechPath(FastSLMPreTrainedModel):
     def project(self, tokens: torch.Tensor) -> torch.Tensor:
         """Speech tokens → what the language model reads: (…, tokens of a window, hidden) → (…, text hidden).
 
-        With `heard_words`, the embeddings of the words that the reader hears in them are added.
+        With `heard_words`, the embeddings of the words that the reader hears in them are added; none to a window in
+        which the CTC head hears no letter, for which the reader could only invent some.
         """
         projected = self.projector(tokens.to(self.projector.weight.dtype))
         if self.heard_words is None:
             return projected
         windows = tokens.reshape(-1, *tokens.shape[-2:])
-        words = self.heard_words.embed(self.heard_words.texts(windows), self.get_input_embeddings())
+        texts = self.heard_words.texts(windows, self.with_letters(windows))
+        words = self.heard_words.embed(texts, self.get_input_embeddings())
         return projected + words.view(projected.shape).to(projected)
+
+    def with_letters(self, tokens: torch.Tensor) -> list[bool]:
+        """In which windows, (windows, tokens, hidden), the CTC head hears a letter; all, where there is no head."""
+        if self.ctc_head is None:
+            return [True] * len(tokens)
+        classes = self.letters(tokens).argmax(-1)
+        return ((classes != BLANK) & (classes != SPACE)).any(1).tolist()
 
     def get_audio_features(self, input_features: torch.Tensor) -> BaseModelOutputWithPooling:
         """transformers' name for the way from log-mel to embeddings.

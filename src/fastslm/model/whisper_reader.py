@@ -153,7 +153,11 @@ class WhisperReader(nn.Module):
 
     def next_scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of the next token: (rows, hidden) → (rows, vocabulary); the output projection is the embedding."""
-        return F.linear(hidden, self.decoder.embed_tokens.weight)
+        weight = self.decoder.embed_tokens.weight
+        if hidden.device.type == "cpu" and hidden.dtype is torch.bfloat16:
+            # The same product, for which oneDNN takes half the time of `linear`.
+            return (weight @ hidden.T).T.contiguous()
+        return F.linear(hidden, weight)
 
     def _read(self, ids: list[int]) -> ReadText:
         end = self.tokenizer.eos_token_id
