@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastslm.longform import timestamps
 from fastslm.longform.timestamps import SPACE, _best_paths, _spell, word_times
 from fastslm.model.configuration import CTC_CHARACTERS
 from fastslm.model.ctc_head import BLANK, ctc_ids
@@ -60,6 +61,19 @@ def test_a_windows_path_does_not_depend_on_the_windows_beside_it() -> None:
         assert _best_paths(log_probs[row : row + 1], [texts[row]], [lasting[row]]) == [together[row]]
     assert together[1] == []
     assert all(last < limit for path, limit in zip(together, lasting, strict=True) for _, last, _ in path or [])
+
+
+@pytest.mark.parametrize("together", [2, 3, 32, 500])
+def test_a_path_does_not_depend_on_how_many_steps_are_looked_up_in_one_go(
+    together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [ctc_ids(text) for text in ("hello there and so on", "oo", "", "i was told that it is so")]
+    arguments = scores_of(100, seed=5, windows=4), texts, [100, 65, 34, 33]
+    monkeypatch.setattr(timestamps, "STEPS_TOGETHER", 1)
+    one_by_one = _best_paths(*arguments)
+    monkeypatch.setattr(timestamps, "STEPS_TOGETHER", together)
+    assert _best_paths(*arguments) == one_by_one
+    assert all(path is not None for path in one_by_one)
 
 
 WORDS = st.lists(st.sampled_from(["the", "two", "66", "…", "well-known", "café", "Oh,", "see", "x"]), max_size=9)

@@ -13,6 +13,8 @@ from fastslm.longform.results import Word
 from fastslm.model.ctc_head import BLANK, SPACE, ctc_ids
 
 IMPOSSIBLE = float("-inf")
+# Steps of which the letters' scores are looked up in one go.
+STEPS_TOGETHER = 32
 
 
 def word_times(
@@ -70,29 +72,39 @@ def _best_paths(
     log_probs: torch.Tensor, texts: Sequence[Sequence[int]], lasting: Sequence[int]
 ) -> list[list[tuple[int, int, int]] | None]:
     """Of each window, the first and last step and the class of every letter; `None` where the steps do not suffice."""
-    windows, steps, _ = log_probs.shape
+    windows = len(log_probs)
     states = 2 * max((len(ids) for ids in texts), default=0) + 1
     kinds = torch.full((windows, states), BLANK)
     for row, ids in enumerate(texts):
         kinds[row, 1 : 2 * len(ids) : 2] = torch.tensor(ids, dtype=torch.long)
     # A letter may follow the one before at once, unless they are the same.
-    skips = torch.zeros(windows, states, dtype=torch.bool)
-    skips[:, 3::2] = kinds[:, 3::2] != kinds[:, 1:-2:2]
-    scores = torch.full((windows, states), IMPOSSIBLE)
+    barred = torch.full((windows, states), IMPOSSIBLE)
+    barred[:, 3::2][kinds[:, 3::2] != kinds[:, 1:-2:2]] = 0.0
+    # The scores, and those of the states one and two before, are views of one tensor that is written in place.
+    padded = torch.full((windows, 2 + states), IMPOSSIBLE)
+    scores, one, two = padded[:, 2:], padded[:, 1:-1], padded[:, :-2]
     scores[:, 0] = log_probs[:, 0, BLANK]
     if states > 1:
         scores[:, 1] = log_probs[:, 0].gather(1, kinds[:, 1:2])[:, 0]
-    came = torch.zeros(steps, windows, states, dtype=torch.int8)
-    history = [scores]
-    for at in range(1, max(lasting, default=1)):
-        before = history[-1]
-        one = torch.nn.functional.pad(before, (1, 0), value=IMPOSSIBLE)[:, :-1]
-        two = torch.nn.functional.pad(before, (2, 0), value=IMPOSSIBLE)[:, :-2].masked_fill(~skips, IMPOSSIBLE)
-        best, step_back = torch.stack([before, one, two]).max(0)
-        came[at] = step_back.to(torch.int8)
-        history.append(best + log_probs[:, at].gather(1, kinds))
+    longest = max(lasting, default=1)
+    came = torch.zeros(longest, windows, states, dtype=torch.int8)
+    finals = [own.clone() for own in scores]
+    best, skipping, said = torch.empty_like(kinds, dtype=scores.dtype), torch.empty_like(scores), torch.empty(0)
+    for at in range(1, longest):
+        place = (at - 1) % STEPS_TOGETHER
+        if place == 0:
+            steps = log_probs[:, at : at + STEPS_TOGETHER].transpose(0, 1)
+            said = steps.gather(2, kinds.expand(len(steps), -1, -1))
+        torch.add(two, barred, out=skipping)
+        torch.gt(one, scores, out=came[at].view(torch.bool))
+        torch.maximum(scores, one, out=best)
+        came[at].masked_fill_(skipping > best, 2)
+        torch.maximum(best, skipping, out=best)
+        torch.add(best, said[place], out=scores)
+        for row in (row for row, last in enumerate(lasting) if last == at + 1):
+            finals[row] = scores[row].clone()
     rows = enumerate(zip(texts, lasting, strict=True))
-    return [_trace(history[last - 1][row], came[:last, row], ids) for row, (ids, last) in rows]
+    return [_trace(finals[row], came[:last, row], ids) for row, (ids, last) in rows]
 
 
 def _trace(final: torch.Tensor, came: torch.Tensor, ids: Sequence[int]) -> list[tuple[int, int, int]] | None:
