@@ -75,7 +75,10 @@ class InstructionTuning:
         # Of transformers' mixins, which type checkers cannot follow.
         self.model: Any = model
         self.tokenizer: Any = processor.tokenizer
-        self.processor, self.phase, self.seed = processor, phase, recipe.seed
+        self.processor, self.phase = processor, phase
+        # A later phase draws other rows.
+        earlier = [own.name for own in recipe.phases].index(phase.name)
+        self.seed = [recipe.seed, earlier] if earlier else [recipe.seed]
         self.parts: dict[str, nn.Module] = {"lora": nn.ParameterList(lora_parameters(model))}
         # Without sound it cannot be taught, and what is not taught must not disturb the words.
         nn.init.zeros_(model.projector.weight)
@@ -86,7 +89,7 @@ class InstructionTuning:
 
     def batch(self, index: int) -> InstructionBatch:
         """The `index`-th batch: every row is drawn by itself, its source by the shares."""
-        generator = np.random.default_rng([self.seed, index, 11])
+        generator = np.random.default_rng([*self.seed, index, 11])
         shares = np.array([share for _, share in self.sources])
         chosen = generator.choice(len(self.sources), size=self.phase.batch_windows, p=shares / shares.sum())
         rows = [self.sources[source][0] for source in chosen]
