@@ -110,7 +110,7 @@ def test_the_words_decide_the_loss_and_the_projection_adds_nothing_to_them(tunin
     # What is taught is what a recording with these words gives, whatever its tokens are.
     tokens = torch.randn(1, 50, 64)
     heard = tuning.model.heard_words
-    heard.texts = lambda windows: [row.text] * len(windows)
+    heard.texts = lambda windows, spoken: [row.text] * len(windows)
     assert torch.equal(tuning.model.project(tokens), tuning.words([row]))
 
 
