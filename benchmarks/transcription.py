@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -141,8 +140,13 @@ def measure(system: str, model: str, listed: Path, threads: int) -> None:
     started, worked = time.perf_counter(), time.process_time()
     texts = transcribe(files["files"])
     row = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - worked}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({**row, "peak": peak, "texts": texts}))
+    print(json.dumps({**row, "peak": peak_memory(), "texts": texts}))
+
+
+def peak_memory() -> int:
+    """This process's highest resident size in bytes, by the kernel's count (Linux); `ru_maxrss` has its parent's too."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
 
 
 def run(arguments: argparse.Namespace) -> list[dict]:
@@ -225,9 +229,9 @@ def section(rows: list[dict], model: str) -> str:
         "## Transcribing",
         "",
         f"`python benchmarks/transcription.py ../shared/data --model {Path(model).name}`: files to text on "
-        f"{rows[0]['threads']} threads of {platform.machine()}, decoding counted, loading not; torch "
+        f"{rows[0]['threads']} thread{'s' if rows[0]['threads'] > 1 else ''} of {platform.machine()}, decoding counted, loading not; torch "
         f"{torch.__version__}, faster-whisper {version('faster-whisper')} on CTranslate2 {version('ctranslate2')} with "
-        f"the weights of the same {WHISPER}, greedy. Words are compared after {normalizer_name()}. FastSLM reads 50 "
+        f"the weights of the same {WHISPER}, greedy, each with its own retries and cuts. Words are compared after {normalizer_name()}. FastSLM reads 50 "
         "tokens for each 30 s and gives a time to every word; faster-whisper reads 1500 frames and was not asked for "
         "word times.",
         "",
