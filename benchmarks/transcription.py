@@ -144,7 +144,7 @@ def measure(system: str, model: str, listed: Path, threads: int) -> None:
 
 
 def peak_memory() -> int:
-    """This process's highest resident size in bytes, by the kernel's count (Linux); `ru_maxrss` has its parent's too."""
+    """This process's highest resident size in bytes, by the kernel's count (Linux); `ru_maxrss` keeps its parent's."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
@@ -225,13 +225,15 @@ def draw(rows: list[dict]) -> None:
 def section(rows: list[dict], model: str) -> str:
     """The section as Markdown."""
     busiest = max(row["load_before"] for row in rows)
+    threads = "1 thread" if rows[0]["threads"] == 1 else f"{rows[0]['threads']} threads"
     lines = [
         "## Transcribing",
         "",
         f"`python benchmarks/transcription.py ../shared/data --model {Path(model).name}`: files to text on "
-        f"{rows[0]['threads']} thread{'s' if rows[0]['threads'] > 1 else ''} of {platform.machine()}, decoding counted, loading not; torch "
+        f"{threads} of {platform.machine()}, decoding counted, loading not; torch "
         f"{torch.__version__}, faster-whisper {version('faster-whisper')} on CTranslate2 {version('ctranslate2')} with "
-        f"the weights of the same {WHISPER}, greedy, each with its own retries and cuts. Words are compared after {normalizer_name()}. FastSLM reads 50 "
+        f"the weights of the same {WHISPER}; both greedy, each with its own cuts and retries. Words are compared after "
+        f"{normalizer_name()}; memory is the process's highest, with all that the script imports. FastSLM reads 50 "
         "tokens for each 30 s and gives a time to every word; faster-whisper reads 1500 frames and was not asked for "
         "word times.",
         "",
