@@ -27,7 +27,7 @@ Reader = Annotated[
 Cuts = Annotated[
     str | None,
     typer.Option(
-        help="Where windows end: fixed, every 30 s, or quiet, in a pause shortly before; by default as the reader needs.",
+        help="Where windows end: fixed, every 30 s, or quiet, in a pause before; by default as the reader needs.",
         show_default=False,
     ),
 ]

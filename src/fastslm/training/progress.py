@@ -96,8 +96,12 @@ def draw_curves(rows: list[dict[str, Any]], target: Path, title: str) -> None:
         losses.plot(hours, smooth, label=phase, linewidth=1.2)
     checks = [row for row in rows if row["kind"] == "validation"]
     hours = [row["seconds"] / 3600 for row in checks]
-    errors.plot(hours, [row["wer"] for row in checks], "o-", label="words (WER)")
-    errors.plot(hours, [row["cer"] for row in checks], "s-", label="characters (CER)")
+    errors.plot(hours, [row["wer"] for row in checks], "o-", label="words, CTC head")
+    errors.plot(hours, [row["cer"] for row in checks], "s-", label="characters, CTC head")
+    written = [row for row in checks if "written_wer" in row]
+    if written:
+        times = [row["seconds"] / 3600 for row in written]
+        errors.plot(times, [row["written_wer"] for row in written], "^-", label="words, as they are written")
     losses.set(ylabel="training loss", title=title)
     losses.set_ylim(bottom=0)
     errors.set(xlabel="hours of training", ylabel="validation error", ylim=(0, 1.05))
