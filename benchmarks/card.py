@@ -1,6 +1,6 @@
 """The model card of a checkpoint: every suite on the `test` splits, each beside a baseline on the same clips.
 
-    python benchmarks/card.py checkpoints/fastslm-tiny ../shared/data [--limit 5]
+    python benchmarks/card.py checkpoints/fastslm-tiny ../shared/data [--limit 5] [--without cascade]
 
 Each row is one `fastslm evaluate` command. Results are kept as JSON beside the card, so that what was measured before
 is not measured again, unless the checkpoint has changed, and the tables go into the card. With `--limit`, only the
@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 SPLITS = {
@@ -51,7 +52,7 @@ def measure(checkpoint: Path, data: Path, suite: str, split: str, system: str, l
     return {**report, "split": split}
 
 
-def results(checkpoint: Path, data: Path, limit: int | None) -> list[dict]:
+def results(checkpoint: Path, data: Path, limit: int | None, without: Sequence[str] = ()) -> list[dict]:
     """All rows, measured now or, without a limit, kept from before."""
     kept_at = checkpoint / "results.json"
     with (checkpoint / "model.safetensors").open("rb") as weights:
@@ -65,7 +66,9 @@ def results(checkpoint: Path, data: Path, limit: int | None) -> list[dict]:
                 print(f"{split} is not in {data}: left out", file=sys.stderr)
                 continue
             for system in ("fastslm", BASELINES[suite]):
-                if (suite, split, system) in {(row["suite"], row["split"], row["system"]) for row in rows}:
+                if system in without or (suite, split, system) in {
+                    (row["suite"], row["split"], row["system"]) for row in rows
+                }:
                     continue
                 print(f"{suite} of {split}, {system}", file=sys.stderr)
                 rows.append(measure(checkpoint, data, suite, split, system, limit))
@@ -96,10 +99,10 @@ def tables(rows: list[dict], name: str) -> str:
         system = BASELINES[suite]
         for split in SPLITS[suite]:
             for figure, title, form in figures if (suite, split, "fastslm") in by else ():
-                ours, other = by[suite, split, "fastslm"], by[suite, split, system]
+                ours, other = by[suite, split, "fastslm"], by.get((suite, split, system), {})
                 lines.append(
                     f"| `{split}` | {title} | {ours[f'{figure}_samples']} | {interval(ours, figure, form)} "
-                    f"| {BASELINE_NAMES[system]} | {written(other[figure], form)} |"
+                    f"| {BASELINE_NAMES[system]} | {written(other.get(figure), form)} |"
                 )
     return "\n".join(lines)
 
@@ -123,8 +126,10 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--limit", type=int, help="only the first so many clips of each split; nothing is kept")
+    parser.add_argument("--without", nargs="*", default=(), help="baselines to leave out unless they are kept: cascade")
     chosen = parser.parse_args()
-    found = tables(results(chosen.checkpoint, chosen.data, chosen.limit), chosen.checkpoint.resolve().name)
+    rows = results(chosen.checkpoint, chosen.data, chosen.limit, chosen.without)
+    found = tables(rows, chosen.checkpoint.resolve().name)
     if chosen.limit is None:
         card = chosen.checkpoint / "README.md"
         text = card.read_text(encoding="utf-8")
