@@ -19,7 +19,7 @@ def main() -> None:
     print("| cuts | words wrong, `longform/validation` |\n|---|---|")
     for cuts in CUTS:
         texts = [model.transcribe(clip.read(), cuts=cuts).text for clip in clips]
-        print(f"| {cuts} | {error_rates([clip.text or '' for clip in clips], texts).wer:.1%} |")
+        print(f"| {cuts} | {error_rates([clip.text or '' for clip in clips], texts).wer.value:.1%} |")
 
 
 if __name__ == "__main__":
