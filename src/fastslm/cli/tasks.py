@@ -56,7 +56,7 @@ def transcribe(
 ) -> None:
     """Write down what is said, with times."""
     from fastslm.longform.formats import format_named
-    from fastslm.longform.output import write_text
+    from fastslm.writing import write_text
 
     if as_json and format_name not in (None, "json"):
         raise OptionError(f"--json and --format {format_name} were both given: choose one of them.")
@@ -279,7 +279,7 @@ def _answers(
     task: "Callable[[FastSLM, Path | list[Path], dict[str, Any], OnProgress], Answer]",
 ) -> None:
     """What a task of the language model says of each file, or of all of them as one."""
-    from fastslm.longform.output import write_text
+    from fastslm.writing import write_text
 
     if options["prefix_file"] is not None and len(files) > 1 and not together:
         raise OptionError("A --prefix-file keeps one prompt, and there are several files: give one, or --together.")

@@ -15,7 +15,7 @@ import pydantic
 from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES, load_audio, stream_audio, window_count
 from fastslm.data.reference import AudioReference, Segment, render_span
 from fastslm.errors import ManifestError, OptionError
-from fastslm.longform.output import write_text
+from fastslm.writing import write_text
 
 LabelKind = Literal["human", "pseudo", "synthetic"]
 TaskName = Literal["transcribe", "translate", "summarize", "ask"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastslm.errors import ManifestError
-from fastslm.longform.output import write_text
+from fastslm.writing import write_text
 
 NEEDED = ("id", "clip", "hypothesis", "finish_reason")
 

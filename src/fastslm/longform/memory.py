@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fastslm.errors import CheckpointError, FastSLMError
-from fastslm.longform.output import beside
+from fastslm.writing import beside
 
 SUFFIX = ".fslm"
 FORMAT = "fastslm-memory"

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from fastslm.errors import CheckpointError
-from fastslm.longform.output import beside
 from fastslm.model.modeling import FastSLMForConditionalGeneration
+from fastslm.writing import beside
 
 FORMAT = "fastslm-prefix"
 VERSION = 1

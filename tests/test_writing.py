@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastslm.errors import FastSLMError
-from fastslm.longform.output import beside, write_text
+from fastslm.writing import beside, write_text
 
 
 def test_what_fails_leaves_the_file_of_before_and_nothing_else(tmp_path: Path) -> None:
