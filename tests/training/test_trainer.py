@@ -93,14 +93,14 @@ def test_a_run_that_is_killed_and_started_again_ends_with_the_same_bits(
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_clips(recipe_content: dict[str, Any]) -> None:
     recipe_content["phases"] = recipe_content["phases"][1:]
     trainer = Trainer(check_recipe(recipe_content, "recipe"), quiet=True)
-    batch = trainer._batch
+    batch = trainer.windows.batch
 
     def poisoned(*arguments: Any) -> Any:
         result = batch(*arguments)
         result.frames[0, 0, 0] = float("nan")
         return result
 
-    trainer._batch = poisoned  # type: ignore[method-assign]
+    trainer.windows.batch = poisoned  # type: ignore[method-assign]
     with pytest.raises(TrainingError, match=r"step 1 is not finite.*train-\d"):
         trainer.run()
     report = json.loads((trainer.recipe.out / "non-finite.json").read_text())
@@ -189,7 +189,7 @@ def test_ctrl_c_while_windows_are_encoded_saves_what_was_trained(
     recipe_content: dict[str, Any], tmp_path: Path, undisturbed: dict[str, torch.Tensor]
 ) -> None:
     trainer = Trainer(check_recipe(recipe_content, "recipe"), quiet=True)
-    variant = trainer._variant
+    variant = trainer.windows.variant
 
     def asked(epoch: int) -> Any:
         if trainer.global_step == 6:
@@ -197,7 +197,7 @@ def test_ctrl_c_while_windows_are_encoded_saves_what_was_trained(
             trainer._encoding("windows")(1, 2)
         return variant(epoch)
 
-    trainer._variant = asked  # type: ignore[method-assign]
+    trainer.windows.variant = asked  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     state = load_newest(tmp_path / "run" / "checkpoints")

@@ -8,32 +8,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jiwer
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
 from fastslm.errors import RecipeError, TrainingError
-from fastslm.model.ctc_head import FrameCTCHead, ctc_loss, ctc_steps_needed, ctc_text, greedy_text, unwritten
-from fastslm.model.whisper_reader import FRAMES_PER_TOKEN
+from fastslm.training.batches import TrainingWindows
 from fastslm.training.checkpoint import load_newest, save_checkpoint
 from fastslm.training.disk import writing
-from fastslm.training.feature_cache import (
-    ENCODE_BATCH,
-    CachedWindows,
-    cache_training_windows,
-    cache_validation_windows,
-)
+from fastslm.training.feature_cache import ENCODE_BATCH, CachedWindows, cache_validation_windows
 from fastslm.training.frame_start import start_from_frames
 from fastslm.training.instructions import InstructionTuning
 from fastslm.training.interruption import Interruption, Stopped
-from fastslm.training.objectives import Batch, Judge, Objective, Writer, masked, shifted
+from fastslm.training.objectives import Objective
 from fastslm.training.optimizer import Average, Optimizers
 from fastslm.training.progress import RunLog, StepLine, draw_curves
 from fastslm.training.recipe import Phase, Recipe
 from fastslm.training.stages import Learner
+from fastslm.training.validation import sentences, validate
 
-VALIDATION_BATCH = 10
 START_BATCH = 10
 
 
@@ -63,7 +56,7 @@ class Trainer:
         self.step = 0
         self.global_step = 0
         self.seconds = 0.0
-        self._variants: dict[int, CachedWindows] = {}
+        self.windows = TrainingWindows(recipe, self.device, self.dtype, self.line.say, self._encoding)
 
     def run(self) -> Path:
         """Train, and return the folder of the trained model.
@@ -102,7 +95,7 @@ class Trainer:
             self.line.say(f"this run ended at step {self.global_step}; its model is exported again")
         else:
             validation = cache_validation_windows(recipe, self._encoding("validation"), self.device)
-            self._say_what_is_lost("validation", validation)
+            self.windows.say_what_is_lost("validation", validation)
             if self.global_step:
                 self.line.say(f"going on at phase {recipe.phases[self.phase].name}, step {self.step}")
             if state is None and not self.global_step:
@@ -122,7 +115,7 @@ class Trainer:
         reader = self.recipe.model.reader
         if learner.reader is None or reader is None or not reader.start_windows:
             return
-        windows = self._variant(0)
+        windows = self.windows.variant(0)
         count = min(reader.start_windows, len(windows))
         self.line.say(f"least-squares start from {count} windows")
         chosen = [range(first, min(first + START_BATCH, count)) for first in range(0, count, START_BATCH)]
@@ -210,8 +203,8 @@ class Trainer:
             if isinstance(objective, InstructionTuning):
                 batch: Any = objective.batch(index)
             else:
-                batch = self._batch(phase, index, generator)
-                lost += sum(self._is_too_long(text) for text in batch.texts)
+                batch = self.windows.batch(self.phase, index, generator)
+                lost += sum(self.windows.is_too_long(text) for text in batch.texts)
             clips += batch.clips
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
                 losses = objective.losses(batch)
@@ -229,67 +222,6 @@ class Trainer:
             numbers |= {"too_long": lost} if lost else {}
         return numbers
 
-    def _variant(self, epoch: int) -> CachedWindows:
-        """The packing that an epoch goes through, encoded when it is first reached."""
-        variant = epoch % self.recipe.data.variants
-        if variant not in self._variants:
-            what = f"training windows, packing {variant + 1} of {self.recipe.data.variants}"
-            windows = cache_training_windows(self.recipe, variant, self._encoding(what), self.device)
-            self._say_what_is_lost(what, windows)
-            self._variants[variant] = windows
-        return self._variants[variant]
-
-    def _is_too_long(self, text: str) -> bool:
-        """Whether a window's text needs more steps than the CTC head has: it then teaches nothing."""
-        model = self.recipe.model
-        assert model.ctc is not None
-        steps = FRAMES_PER_TOKEN * FrameCTCHead.STEPS_PER_FRAME
-        if model.ctc.reads == "tokens":
-            steps = model.ctc.steps_per_token
-        return ctc_steps_needed(text) > model.hfq.final_tokens * steps
-
-    def _say_what_is_lost(self, what: str, windows: CachedWindows) -> None:
-        texts = [label.text for label in windows.labels]
-        if long := sum(self._is_too_long(text) for text in texts):
-            self.line.say(
-                f"{what}: {long} of {len(texts)} windows hold more text than CTC can write, and teach nothing"
-            )
-        if left_out := sorted(set("".join(map(unwritten, texts)))):
-            windows_of_it = sum(bool(unwritten(text)) for text in texts)
-            self.line.say(
-                f"{what}: {windows_of_it} of {len(texts)} windows hold letters or digits that are not taught, though "
-                f"they are said ({''.join(left_out[:20])}); spell them out"
-            )
-
-    def _batch(self, phase: Phase, index: int, generator: torch.Generator) -> Batch:
-        """The `index`-th micro-batch of the phase: each epoch is one packing in an order of its own."""
-        size = phase.batch_windows
-        epoch, place = 0, index
-        while place >= (batches := len(self._variant(epoch)) // size):
-            if not batches:
-                raise RecipeError(
-                    f"phase {phase.name}: batch_windows is {size}, but the training data make only "
-                    f"{len(self._variant(epoch))} windows; lower it, or give more data."
-                )
-            place -= batches
-            epoch += 1
-        windows = self._variant(epoch)
-        order = np.random.default_rng([self.recipe.seed, self.phase, epoch, 7]).permutation(len(windows))
-        chosen = order[place * size : (place + 1) * size].tolist()
-        frames = windows.frames(chosen)
-        shifts = [0] * size
-        if phase.shift_frames:
-            limit = phase.shift_frames
-            shifts = torch.randint(-limit, limit + 1, (size,), generator=generator).tolist()
-            frames = shifted(frames, shifts)
-        whole = frames.to(self.device, self.dtype)
-        labels = [windows.labels[i] for i in chosen]
-        if not phase.mask:
-            return Batch(whole, labels, shifts)
-        seen = masked(frames, phase.mask, phase.mask_frames, generator)
-        return Batch(seen.to(self.device, self.dtype), labels, shifts, whole)
-
-    @torch.no_grad()
     def _validate(
         self,
         phase: Phase,
@@ -298,39 +230,18 @@ class Trainer:
         validation: CachedWindows,
         average: Average | None,
     ) -> None:
-        """Greedy characters of clips that stand alone in a window, against their text."""
+        """Measure what would leave the phase now, log and draw it."""
         if average is not None:
             average.swap()
         learner.eval()
-        texts, losses, written = [], [], []
-        references = [ctc_text(label.text) for label in validation.labels]
-        for first in range(0, len(validation), VALIDATION_BATCH):
-            chosen = range(first, min(first + VALIDATION_BATCH, len(validation)))
-            frames = validation.frames(list(chosen)).to(self.device, self.dtype)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-                log_probs = objective.log_probs(frames)
-                if isinstance(objective, Writer) and first < objective.validation_clips:
-                    written += objective.transcripts(frames)
-            texts += greedy_text(log_probs.cpu())
-            losses.append(float(ctc_loss(log_probs, [references[i] for i in chosen])) * len(chosen))
-        judged = objective.judge() if isinstance(objective, Judge) else {}
+        numbers = validate(objective, validation, self.device, self.dtype)
         if average is not None:
             average.swap()
-        wer, cer = jiwer.wer(references, texts), jiwer.cer(references, texts)
         self.seconds = time.monotonic() - self._clock
         row = {"kind": "validation", "phase": phase.name, "global_step": self.global_step}
-        numbers = {"loss": round(sum(losses) / len(validation), 5), "wer": round(wer, 5), "cer": round(cer, 5)}
-        if written and isinstance(objective, Writer):
-            numbers["written_wer"] = round(jiwer.wer(references[: len(written)], written), 5)
-            self.line.say(f"{phase.name}  words wrong as {objective.writer} writes: {numbers['written_wer']:.1%}")
-        numbers |= judged
-        for name, value in judged.items():
-            self.line.say(f"{phase.name}  {name.replace('_', ' ')}: {value:.1%}")
         self.log.write({**row, "seconds": round(self.seconds, 2), **numbers})
-        self.line.say(
-            f"{phase.name}  step {self.step}  validation of {len(texts)} clips: loss {numbers['loss']:.3f}, "
-            f"words wrong {wer:.1%}, characters wrong {cer:.1%}"
-        )
+        for sentence in sentences(objective, numbers, len(validation)):
+            self.line.say(f"{phase.name}  step {self.step}  {sentence}")
         draw_curves(self.log.rows(), self.recipe.out / "curves.png", self.recipe.name)
 
     def _save(

@@ -1,0 +1,102 @@
+"""Which windows a step trains on: a function of the recipe's seed, the phase and the step alone."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from fastslm.errors import RecipeError
+from fastslm.model.ctc_head import FrameCTCHead, ctc_steps_needed, unwritten
+from fastslm.model.whisper_reader import FRAMES_PER_TOKEN
+from fastslm.training.feature_cache import CachedWindows, Progress, cache_training_windows
+from fastslm.training.objectives import Batch, masked, shifted
+from fastslm.training.recipe import Recipe
+
+
+class TrainingWindows:
+    """The packings of a recipe's training data, and the batches drawn from them.
+
+    Args:
+        device: where the encoder runs, and where batches are put.
+        dtype: of batches' frames.
+        say: tells the person what a packing loses.
+        encoding: given what is encoded, makes what shows its progress.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        dtype: torch.dtype,
+        say: Callable[[str], None],
+        encoding: Callable[[str], Progress],
+    ):
+        self.recipe, self.device, self.dtype, self.say, self.encoding = recipe, device, dtype, say, encoding
+        self._variants: dict[int, CachedWindows] = {}
+
+    def variant(self, epoch: int) -> CachedWindows:
+        """The packing that an epoch goes through, encoded when it is first reached."""
+        variant = epoch % self.recipe.data.variants
+        if variant not in self._variants:
+            what = f"training windows, packing {variant + 1} of {self.recipe.data.variants}"
+            windows = cache_training_windows(self.recipe, variant, self.encoding(what), self.device)
+            self.say_what_is_lost(what, windows)
+            self._variants[variant] = windows
+        return self._variants[variant]
+
+    def batch(self, phase_index: int, index: int, generator: torch.Generator) -> Batch:
+        """The `index`-th micro-batch of a phase: each epoch is one packing in an order of its own.
+
+        Args:
+            generator: of the step, from which rolling and blanking are drawn.
+
+        Raises:
+            RecipeError: the data make fewer windows than one batch.
+        """
+        phase = self.recipe.phases[phase_index]
+        size = phase.batch_windows
+        epoch, place = 0, index
+        while place >= (batches := len(self.variant(epoch)) // size):
+            if not batches:
+                raise RecipeError(
+                    f"phase {phase.name}: batch_windows is {size}, but the training data make only "
+                    f"{len(self.variant(epoch))} windows; lower it, or give more data."
+                )
+            place -= batches
+            epoch += 1
+        windows = self.variant(epoch)
+        order = np.random.default_rng([self.recipe.seed, phase_index, epoch, 7]).permutation(len(windows))
+        chosen = order[place * size : (place + 1) * size].tolist()
+        frames = windows.frames(chosen)
+        shifts = [0] * size
+        if phase.shift_frames:
+            limit = phase.shift_frames
+            shifts = torch.randint(-limit, limit + 1, (size,), generator=generator).tolist()
+            frames = shifted(frames, shifts)
+        whole = frames.to(self.device, self.dtype)
+        labels = [windows.labels[i] for i in chosen]
+        if not phase.mask:
+            return Batch(whole, labels, shifts)
+        seen = masked(frames, phase.mask, phase.mask_frames, generator)
+        return Batch(seen.to(self.device, self.dtype), labels, shifts, whole)
+
+    def is_too_long(self, text: str) -> bool:
+        """Whether a window's text needs more steps than the CTC head has: it then teaches nothing."""
+        model = self.recipe.model
+        assert model.ctc is not None
+        steps = FRAMES_PER_TOKEN * FrameCTCHead.STEPS_PER_FRAME
+        if model.ctc.reads == "tokens":
+            steps = model.ctc.steps_per_token
+        return ctc_steps_needed(text) > model.hfq.final_tokens * steps
+
+    def say_what_is_lost(self, what: str, windows: CachedWindows) -> None:
+        """Tell of windows whose texts the CTC head cannot write."""
+        texts = [label.text for label in windows.labels]
+        if long := sum(self.is_too_long(text) for text in texts):
+            self.say(f"{what}: {long} of {len(texts)} windows hold more text than CTC can write, and teach nothing")
+        if left_out := sorted(set("".join(map(unwritten, texts)))):
+            windows_of_it = sum(bool(unwritten(text)) for text in texts)
+            self.say(
+                f"{what}: {windows_of_it} of {len(texts)} windows hold letters or digits that are not taught, though "
+                f"they are said ({''.join(left_out[:20])}); spell them out"
+            )
