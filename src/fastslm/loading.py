@@ -59,7 +59,7 @@ def load(
             raise CheckpointError(
                 f"The weights of {name} in {folder} cannot be read ({_first_line(error)}): fetch or save them again."
             ) from error
-    model.to(chosen_device)
+    model.merge_reader_lora().to(chosen_device)
     if not quiet and (device_reason or dtype_reason):
         chosen = f"{chosen_device}{device_reason}, {str(chosen_dtype).removeprefix('torch.')}{dtype_reason}"
         print(f"fastslm: {os.fspath(name)} runs on {chosen}.", file=sys.stderr)

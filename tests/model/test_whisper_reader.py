@@ -22,6 +22,7 @@ from fastslm.model import whisper_reader
 from fastslm.model.base_weights import load_decoder
 from fastslm.model.ctc_head import BLANK, CTCHead, FrameCTCHead, ctc_ids
 from fastslm.model.heard_words import FADING, fold
+from fastslm.model.lora import is_lora_key, lora_parameters
 from fastslm.model.modeling import FastSLMForConditionalGeneration as Model
 from fastslm.model.processing import FastSLMProcessor
 from fastslm.model.whisper_reader import FRAMES_PER_TOKEN, Unfolder, frames_at_rate
@@ -331,9 +332,53 @@ def test_a_whisper_without_a_decoder_is_refused(whisper_folder: Path, tmp_path: 
         load_decoder(tmp_path)
 
 
+@pytest.fixture
+def adapted(make: Any) -> Any:
+    """A model whose decoder has LoRA that changes what it writes."""
+    model = make(reader_lora_rank=3, reader_lora_alpha=6)
+    with torch.no_grad():
+        for parameter in lora_parameters(model.reader.decoder):
+            parameter.normal_(0.0, 0.3)
+    return model
+
+
+@torch.no_grad()
+def test_lora_of_the_decoder_starts_as_the_decoder_and_changes_it_once_it_is_trained(make: Any, adapted: Any) -> None:
+    plain, started = make(), make(reader_lora_rank=3)
+    frames, ids = plain.reader.unfold(some_tokens()), torch.tensor([[1, 3, 40, 41]]).expand(3, -1)
+    assert torch.equal(started.reader.scores(frames, ids), plain.reader.scores(frames, ids))
+    assert not torch.allclose(adapted.reader.scores(frames, ids), plain.reader.scores(frames, ids), atol=0.1)
+    # Of the language model's LoRA nothing changes.
+    assert len(lora_parameters(started.language_model)) == len(lora_parameters(plain.language_model))
+
+
+def test_only_lora_of_the_decoder_takes_a_gradient(adapted: Any) -> None:
+    trains = {name for name, parameter in adapted.reader.decoder.named_parameters() if parameter.requires_grad}
+    assert len(trains) == len(lora_parameters(adapted.reader.decoder)) > 0
+    assert all(is_lora_key(f".{name}") for name in trains)
+
+
+@torch.no_grad()
+def test_merged_it_reads_the_same_and_its_trained_part_is_no_longer_saved_alone(adapted: Any, tmp_path: Path) -> None:
+    adapted.save_trained(tmp_path / "trained")
+    loaded = Model.from_pretrained(tmp_path / "trained")
+    frames, ids = adapted.reader.unfold(some_tokens()), torch.tensor([[1, 3, 40, 41]]).expand(3, -1)
+    before = adapted.reader.scores(frames, ids)
+    assert torch.equal(loaded.reader.scores(frames, ids), before)
+    loaded.merge_reader_lora()
+    assert not lora_parameters(loaded.reader.decoder)
+    torch.testing.assert_close(loaded.reader.scores(frames, ids), before, rtol=1e-4, atol=1e-4)
+    with pytest.raises(CheckpointError, match="was merged into it"):
+        loaded.save_trained(tmp_path / "again")
+    loaded.save_pretrained(tmp_path / "whole")
+    whole = Model.from_pretrained(tmp_path / "whole")
+    assert torch.equal(whole.reader.scores(frames, ids), loaded.reader.scores(frames, ids))
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"reader_lora_rank": 4}, "reader_lora_rank needs reader_base"),
         ({"ctc_reads": "words"}, "ctc_reads is 'words'"),
         ({"heard_words": True}, "heard_words needs reader_base"),
         ({"heard_words": True, "reader_base": "whisper"}, "words_base, which cuts them"),

@@ -147,6 +147,41 @@ def test_every_trained_part_gets_a_gradient_and_the_decoder_none(learner: Learne
     assert all(parameter.grad is None for parameter in objective.reader.decoder.parameters())
 
 
+def test_lora_of_the_decoder_trains_where_the_recipe_gives_it_a_rank(reader_content: dict[str, Any]) -> None:
+    reader_content["model"]["reader"] |= {"lora_rank": 2, "lora_alpha": 4}
+    objective = transcript(Learner(check_recipe(reader_content, "recipe"), torch.device("cpu")))
+    assert set(objective.parts) == {"hfq", "reader", "decoder"}
+    objective.losses(batch(TEXTS, [0, 1, 2]))["loss"].backward()
+    # B starts at zero, so A waits for it; the decoder's own weights stay.
+    moved = [name for name, parameter in objective.reader.decoder.named_parameters() if parameter.grad is not None]
+    assert moved
+    assert all(".lora_" in name for name in moved)
+    assert all(parameter.dtype == torch.float32 for parameter in objective.parts["decoder"].parameters())
+
+
+def test_lora_of_the_decoder_goes_from_stage_to_stage(reader_content: dict[str, Any], tmp_path: Path) -> None:
+    reader_content["model"]["reader"] |= {"lora_rank": 2}
+    reader_content["phases"][1]["rates"]["decoder"] = 0.01
+    folder = Trainer(check_recipe(reader_content, "recipe"), quiet=True).run()
+    saved = {key: value for key, value in weights_of(folder).items() if key.startswith("reader.decoder.")}
+    assert any(value.abs().max() > 0 for key, value in saved.items() if ".lora_B." in key)
+    reader_content["model"]["reader"].pop("start_windows")
+    content = {**reader_content, "start_from": str(folder), "out": str(tmp_path / "next")}
+    learner = Learner(check_recipe(content, "recipe"), torch.device("cpu"))
+    assert learner.reader is not None
+    taken = learner.reader.decoder.state_dict()
+    assert all(torch.equal(taken[key.removeprefix("reader.decoder.")].half(), value) for key, value in saved.items())
+    content["model"]["reader"]["lora_rank"] = 3
+    with pytest.raises(CheckpointError, match=r"LoRA of another size for the decoder that reads \(reader\.decoder\."):
+        Learner(check_recipe(content, "recipe"), torch.device("cpu"))
+
+
+def test_a_rate_for_a_decoder_without_lora_is_refused(reader_content: dict[str, Any]) -> None:
+    reader_content["phases"][1]["rates"]["decoder"] = 0.01
+    with pytest.raises(RecipeError, match=r"phase reader trains the decoder, which model\.reader\.lora_rank"):
+        check_recipe(reader_content, "recipe")
+
+
 @torch.no_grad()
 def test_transcripts_are_what_the_reader_reads_reduced_to_letters(learner: Learner) -> None:
     objective = transcript(learner)

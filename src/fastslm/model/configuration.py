@@ -123,6 +123,7 @@ class FastSLMConfig(PreTrainedConfig):
         reader_base: the Whisper checkpoint whose decoder reads the speech tokens through an unfolder (ours,
             `model/whisper_reader.py`); `None` is without.
         reader_layers: blocks of that unfolder.
+        reader_lora_rank, reader_lora_alpha: LoRA of that decoder; rank 0 is none.
         heard_words: whether the projection adds the embeddings of the words that Whisper's decoder reads in the tokens
             (ours, `model/heard_words.py`); needs reader_base.
         words_base: the base text model whose tokenizer cuts those words.
@@ -157,6 +158,8 @@ class FastSLMConfig(PreTrainedConfig):
         ctc_reads: str = "tokens",
         reader_base: str | None = None,
         reader_layers: int = 3,
+        reader_lora_rank: int = 0,
+        reader_lora_alpha: int = 16,
         heard_words: bool = False,
         words_base: str | None = None,
         transcript_reader: str | None = None,
@@ -191,6 +194,8 @@ class FastSLMConfig(PreTrainedConfig):
         self.ctc_reads = ctc_reads
         self.reader_base = reader_base
         self.reader_layers = reader_layers
+        self.reader_lora_rank = reader_lora_rank
+        self.reader_lora_alpha = reader_lora_alpha
         self.heard_words = heard_words
         self.words_base = words_base
         self.transcript_reader = transcript_reader
@@ -206,6 +211,8 @@ class FastSLMConfig(PreTrainedConfig):
             raise ValueError(f"ctc_reads is {ctc_reads!r}; it must be 'tokens' or 'frames'.")
         if heard_words and (reader_base is None or words_base is None):
             raise ValueError("heard_words needs reader_base, which hears the words, and words_base, which cuts them.")
+        if reader_lora_rank and reader_base is None:
+            raise ValueError("reader_lora_rank needs reader_base, whose decoder has the LoRA: give both.")
         if ctc_head and ctc_reads == "frames" and reader_base is None:
             raise ValueError("ctc_reads 'frames' needs reader_base: without an unfolder there are no frames.")
         if transcript_reader not in (None, *TRANSCRIPT_READERS):

@@ -1,4 +1,4 @@
-"""LoRA in the language model: put in, switched off for prompts without speech, merged, told apart from the base."""
+"""LoRA in the language model and in Whisper's decoder: put in, switched off, merged, told apart from the base."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +11,8 @@ from fastslm.model.configuration import FastSLMConfig
 from fastslm.model.starts import mark_started
 
 ADAPTER_NAME = "default"
+# Matrices of a layer of Whisper's decoder, of both its attentions.
+DECODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 # How PEFT names the trained matrices inside a wrapped linear layer.
 ADAPTER_KEYS = (f".lora_A.{ADAPTER_NAME}.", f".lora_B.{ADAPTER_NAME}.")
 
@@ -24,19 +26,31 @@ def add_lora(language_model: nn.Module, config: FastSLMConfig, on_meta: bool = F
     Args:
         on_meta: create the new matrices without storage, for a checkpoint that is about to fill them.
     """
-    if config.lora_rank == 0:
-        return
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=list(config.lora_targets),
-    )
-    inject_adapter_in_model(lora, language_model, ADAPTER_NAME, low_cpu_mem_usage=on_meta)
+    if config.lora_rank:
+        lora = LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            target_modules=list(config.lora_targets),
+        )
+        _wrap(language_model, lora, on_meta)
+
+
+def add_reader_lora(decoder: nn.Module, config: FastSLMConfig, on_meta: bool = False) -> None:
+    """As `add_lora`, in all matrices of the layers of Whisper's decoder, without dropout."""
+    if config.reader_lora_rank:
+        lora = LoraConfig(
+            r=config.reader_lora_rank, lora_alpha=config.reader_lora_alpha, target_modules=list(DECODER_TARGETS)
+        )
+        _wrap(decoder, lora, on_meta)
+
+
+def _wrap(module: nn.Module, lora: LoraConfig, on_meta: bool) -> None:
+    inject_adapter_in_model(lora, module, ADAPTER_NAME, low_cpu_mem_usage=on_meta)
     if on_meta:
         return  # marked as started, a matrix that a checkpoint lacks would not be reported as missing
     # PEFT has just initialised them (B is zero); transformers' own initialisation must not do it again.
-    for layer in lora_layers(language_model):
+    for layer in lora_layers(module):
         mark_started(*(getattr(layer, name) for name in layer.adapter_layer_names))
 
 
@@ -67,8 +81,13 @@ def lora_switched(model: nn.Module, on: bool) -> Iterator[None]:
             layer._disable_adapters = on
 
 
+def lora_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """LoRA's matrices in a module, in its order."""
+    return [parameter for name, parameter in module.named_parameters() if is_lora_key(f".{name}")]
+
+
 def merge_lora(language_model: nn.Module) -> None:
-    """Add LoRA's product into the base weights and take the wrappers out, in place.
+    """Add LoRA's product into the weights that it wraps and take the wrappers out, in place.
 
     Raises:
         ValueError: a merged weight is not finite.

@@ -48,9 +48,9 @@ class FastSLMCausalLMOutputWithPast(CausalLMOutputWithPast):
 class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
     """Hears speech at 50 tokens a 30 s window and answers in text (arXiv 2601.06199).
 
-    Only the HFQ-Former, the projection, LoRA and, where they are, the CTC head and the unfolder of Whisper's decoder
-    are trainable. LoRA is on where the prompt, or the cache that continues it, holds speech: a prompt of text alone is
-    answered by the base model.
+    Only the HFQ-Former, the projection, LoRA and, where they are, the CTC head, the unfolder of Whisper's decoder and
+    its LoRA are trainable. LoRA of the language model is on where the prompt, or the cache that continues it, holds
+    speech: a prompt of text alone is answered by the base model.
 
     Args:
         config: the configuration.
@@ -126,11 +126,10 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
         """The encoder and the language model's own weights take no gradient; the encoder stays in evaluation mode."""
         self.encoder.requires_grad_(False)
         self.encoder.eval()
-        if self.reader is not None:
-            self.reader.decoder.requires_grad_(False)
-        for name, parameter in self.language_model.named_parameters():
-            if not is_lora_key(f".{name}"):
-                parameter.requires_grad_(False)
+        for part in (self.language_model, None if self.reader is None else self.reader.decoder):
+            for name, parameter in () if part is None else part.named_parameters():
+                if not is_lora_key(f".{name}"):
+                    parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "FastSLMForConditionalGeneration":
         """As in torch, but the frozen encoder and decoder of Whisper never leave evaluation mode."""
@@ -322,7 +321,19 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
         """
         merge_lora(self.language_model)
         self.config.lora_rank = 0
+        self.merge_reader_lora()
         self.config.base_encoder = self.config.base_text_model = None
+        return self
+
+    def merge_reader_lora(self) -> "FastSLMForConditionalGeneration":
+        """Add LoRA into the weights of Whisper's decoder, in place: it writes the same, faster.
+
+        The trained part can then no longer be saved alone; nothing changes where the decoder has no LoRA.
+        """
+        if self.config.reader_lora_rank:
+            assert self.reader is not None
+            self.reader.merge_lora()
+            self.config.reader_lora_rank = 0
         return self
 
 

@@ -206,12 +206,18 @@ class FastSLMPreTrainedModel(PreTrainedModel):
             dtype: of the file; by default the parameters' own. The model loads in the dtype that it has now.
 
         Raises:
-            CheckpointError: the configuration names no base weights, as it does where LoRA was merged into them.
+            CheckpointError: the configuration names no base weights, or LoRA was merged into them.
         """
         if self.config.base_encoder is None or self.config.base_text_model is None:
             raise CheckpointError(
                 "The configuration names no base weights, which the trained part is completed from: set "
                 "config.base_encoder and config.base_text_model, or save everything with save_pretrained."
+            )
+        reader: Any = getattr(self, "reader", None)
+        if reader is not None and reader.is_merged:
+            raise CheckpointError(
+                "LoRA of Whisper's decoder was merged into it, so it can no longer be saved apart: use from_pretrained "
+                "instead of fastslm.load, or save everything with save_pretrained."
             )
         state = {key: value.to(dtype or value.dtype).contiguous() for key, value in self.trained_state_dict().items()}
         self.config.architectures = [type(self).__name__]

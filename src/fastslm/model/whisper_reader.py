@@ -3,9 +3,10 @@
     tokens [50, d] ─ unfolder ─ frames [600, d] ─┬─ Whisper's decoder (frozen) ─ text
                                                  └─ CTC head ─ letters and their times
 
-The decoder was trained by others on 680,000 hours and stays frozen, so only how to fold and unfold has to be learnt,
-for which hours of speech are enough where a language model needs thousands. It sees 50 tokens a window and nothing else
-of the recording: what they have lost, it cannot read.
+The decoder was trained by others on 680,000 hours and its weights stay frozen, so only how to fold and unfold has to be
+learnt, and with LoRA how to read frames that are not quite the encoder's, for which hours of speech are enough where a
+language model needs thousands. It sees 50 tokens a window and nothing else of the recording: what they have lost, it
+cannot read.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
 from fastslm.model.configuration import FastSLMConfig
 from fastslm.model.ctc_head import ContextBlock
+from fastslm.model.lora import add_reader_lora, merge_lora
 from fastslm.weights import resolve
 
 # 20 a second: the decoder reads them as well as the encoder's 50 (docs/training.md).
@@ -70,14 +72,21 @@ class ReadText:
 
 
 class WhisperReader(nn.Module):
-    """The unfolder, which is trained, and Whisper's decoder, which is frozen base weight."""
+    """The unfolder, which is trained, and Whisper's decoder, which is frozen base weight with or without LoRA."""
 
     def __init__(self, config: FastSLMConfig, decoder: WhisperDecoder | None = None):
         super().__init__()
         self.unfold = Unfolder(config)
         self.decoder: Any = decoder if decoder is not None else WhisperDecoder._from_config(config.audio_config)
         self.decoder.requires_grad_(False)
+        add_reader_lora(self.decoder, config, on_meta=self.unfold.place.is_meta)
         self.base, self.language = config.reader_base or "", config.languages[0]
+        self.is_merged = False
+
+    def merge_lora(self) -> None:
+        """Add LoRA into the decoder's weights, in place."""
+        merge_lora(self.decoder)
+        self.is_merged = True
 
     def scores(self, frames: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Logits of each next text token, teacher-forced.

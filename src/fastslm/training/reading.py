@@ -6,6 +6,7 @@ from torch import nn
 
 from fastslm.model.ctc_head import CTCHead, FrameCTCHead, ctc_loss, ctc_text
 from fastslm.model.hfq_former import HFQFormer
+from fastslm.model.lora import lora_parameters
 from fastslm.model.whisper_reader import WhisperReader, frames_at_rate
 from fastslm.training.objectives import Batch
 from fastslm.training.recipe import Phase
@@ -36,7 +37,7 @@ class FrameRecovery:
 
 
 class ReaderTranscript(FrameRecovery):
-    """The decoder is frozen and knows English and its encoder's frames; tokens and unfolder learn to please it.
+    """The decoder knows English and its own frames; tokens and unfolder learn to please it, its LoRA to read them.
 
     Args:
         phase: the weights of the losses beside the transcript's: CTC, and the distance of the unfolded frames from the
@@ -51,6 +52,8 @@ class ReaderTranscript(FrameRecovery):
         self.phase = phase
         if phase.ctc_weight:
             self.parts["head"] = head
+        if adapted := lora_parameters(reader.decoder):
+            self.parts["decoder"] = nn.ParameterList(adapted)
 
     def sequences(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """What the decoder is shown and what it is to write next, padded on the right, (windows, length) each.

@@ -51,6 +51,9 @@ class ReaderRecipe(Section):
     start_windows: int = pydantic.Field(default=0, ge=0)
     # Blocks of the unfolder.
     layers: int = pydantic.Field(default=3, ge=0)
+    # LoRA of the decoder; 0 leaves it as it was published.
+    lora_rank: int = pydantic.Field(default=0, ge=0)
+    lora_alpha: int = pydantic.Field(default=16, gt=0)
 
 
 class LoRARecipe(Section):
@@ -105,7 +108,7 @@ class DataRecipe(Section):
 
 
 class Rates(Section):
-    """Peak learning rates of the parts: HFQ-Former, CTC head, unfolder of the reader, projection, LoRA.
+    """Peak learning rates: HFQ-Former, CTC head, unfolder, LoRA of the decoder that reads, projection, the LLM's LoRA.
 
     Where a part has a rate for `matrices`, Muon trains its 2-D weights and AdamW the rest; where that is 0, AdamW
     trains all of it at the other rate. A part whose rates are all 0 stays as it is.
@@ -117,6 +120,7 @@ class Rates(Section):
     head_other: float = pydantic.Field(default=0.0, ge=0)
     reader_matrices: float = pydantic.Field(default=0.0, ge=0)
     reader_other: float = pydantic.Field(default=0.0, ge=0)
+    decoder: float = pydantic.Field(default=0.0, ge=0)
     projector: float = pydantic.Field(default=0.0, ge=0)
     lora: float = pydantic.Field(default=0.0, ge=0)
 
@@ -127,7 +131,7 @@ TRAINED = {
     "alignment": ("hfq", "head"),
     "ctc": ("hfq", "head"),
     "frames": ("hfq", "reader"),
-    "reader": ("hfq", "reader"),
+    "reader": ("hfq", "reader", "decoder"),
     "llm": ("hfq", "projector", "lora"),
     "instructions": ("lora",),
 }
@@ -147,6 +151,13 @@ class Phase(Section):
     objective: Literal["tied", "alignment", "ctc", "frames", "reader", "llm", "instructions"]
     steps: int = pydantic.Field(gt=0)
     batch_windows: int = pydantic.Field(default=8, gt=0)
+    # Of instructions, instead of `batch_windows`: rows of about the same length, together at most so many seconds as
+    # they are padded. Text counts as if it was spoken at the rate of the tokens, 0.6 s each.
+    batch_seconds: float | None = pydantic.Field(default=None, gt=0)
+    # The longest recording of an instruction's row; longer ones are refused before the first step.
+    max_minutes: float = pydantic.Field(default=0.5, gt=0)
+    # Forget what the language model's layers hold for the gradient and compute it again: less memory, more time.
+    gradient_checkpointing: bool = False
     accumulate: int = pydantic.Field(default=1, gt=0)
     rates: Rates
     warmup_steps: int = pydantic.Field(default=30, ge=0)
@@ -190,6 +201,11 @@ class Phase(Section):
             raise ValueError("mask_frames does nothing without mask; set mask, or leave it out")
         if self.objective == "instructions" and (self.mask or self.shift_frames):
             raise ValueError("objective instructions hears nothing, so mask and shift_frames must stay 0")
+        own = ("batch_seconds", "max_minutes", "gradient_checkpointing")
+        if self.objective != "instructions" and (idle := [key for key in own if key in self.model_fields_set]):
+            raise ValueError(f"{idle[0]} does nothing for objective {self.objective}; leave it out")
+        if self.batch_seconds is not None and "batch_windows" in self.model_fields_set:
+            raise ValueError("batch_windows does nothing beside batch_seconds; leave one of them out")
         if self.mask and self.objective == "alignment":
             raise ValueError("objective alignment aligns the frames that it reads, so mask must stay 0")
         return self
@@ -220,6 +236,9 @@ class Recipe(Section):
         needs = [phase.objective for phase in self.phases if phase.objective in ("frames", "reader")]
         if self.model.reader is None and needs:
             raise ValueError(f"objective {needs[0]} needs model.reader, the decoder that reads; set it")
+        adapted = [phase.name for phase in self.phases if phase.rates.decoder]
+        if adapted and not (self.model.reader and self.model.reader.lora_rank):
+            raise ValueError(f"phase {adapted[0]} trains the decoder, which model.reader.lora_rank is to allow; set it")
         if self.model.heard_words and self.model.reader is None:
             raise ValueError("model.heard_words needs model.reader, which hears the words; set it")
         tasks = any(phase.objective == "instructions" for phase in self.phases)

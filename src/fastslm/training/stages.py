@@ -15,7 +15,7 @@ from fastslm.model.base_weights import check_reader, load_decoder
 from fastslm.model.configuration import FastSLMConfig, HFQFormerConfig
 from fastslm.model.ctc_head import CTCHead, FrameCTCHead
 from fastslm.model.hfq_former import HFQFormer
-from fastslm.model.lora import is_lora_key
+from fastslm.model.lora import is_lora_key, lora_parameters
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 from fastslm.model.saving import read_trained
@@ -23,15 +23,17 @@ from fastslm.model.starts import start_hfq_former
 from fastslm.model.whisper_reader import WhisperReader
 from fastslm.training.alignment import AlignedCharacters, require_aligner
 from fastslm.training.disk import writing
-from fastslm.training.instructions import InstructionTuning, read_instructions
+from fastslm.training.instructions import InstructionTuning, check_instructions
 from fastslm.training.objectives import CharacterAlignment, Objective, TiedCTC, TokenCTC
 from fastslm.training.reading import FrameRecovery, ReaderTranscript
 from fastslm.training.recipe import CTCRecipe, ModelRecipe, Phase, Recipe
 from fastslm.training.tied_start import TiedLooks, check_tied, untie
-from fastslm.training.transcript import LanguageModelTranscript, lora_parameters
+from fastslm.training.transcript import LanguageModelTranscript
 
 # Of the shipped file: half the size of float32. Everything that a card reports is measured on the rounded weights.
 EXPORT_DTYPE = torch.float16
+# Whose keys in a checkpoint are the decoder's that reads.
+DECODER = "reader.decoder."
 
 
 def own_config(model: ModelRecipe) -> dict[str, Any]:
@@ -52,6 +54,8 @@ def own_config(model: ModelRecipe) -> dict[str, Any]:
         "languages": list(model.languages),
         "reader_base": None if model.reader is None else model.reader.base,
         "reader_layers": 0 if model.reader is None else model.reader.layers,
+        "reader_lora_rank": 0 if model.reader is None else model.reader.lora_rank,
+        "reader_lora_alpha": 16 if model.reader is None else model.reader.lora_alpha,
         "heard_words": model.heard_words,
         "words_base": model.text_model if model.heard_words else None,
         "transcript_reader": model.transcript_reader,
@@ -108,7 +112,10 @@ class Learner:
         if recipe.model.reader is not None:
             decoder = load_decoder(recipe.model.reader.base, self.frozen_dtype)
             check_reader(self.config, decoder)
-            self.reader = WhisperReader(self.config, decoder).to(device)
+            self.reader = WhisperReader(self.config, decoder)
+            for parameter in lora_parameters(self.reader.decoder):
+                parameter.data = parameter.data.float()
+            self.reader.to(device)
         self._check_objectives()
         self.hfq_former.to(device)
         self.head.to(device)
@@ -148,11 +155,24 @@ class Learner:
                     "give the stage's own earlier model, or the sizes of that one."
                 )
             module.load_state_dict(own)
-        if any(is_lora_key(key) for key in state):
+        lora = {key for key in state if is_lora_key(key)}
+        of_decoder = {key for key in lora if key.startswith(DECODER)}
+        if of_decoder:
+            expected = (
+                {} if self.reader is None else {DECODER + k: v for k, v in self.reader.decoder.state_dict().items()}
+            )
+            for key in sorted(of_decoder):
+                if key not in expected or expected[key].shape != state[key].shape:
+                    raise CheckpointError(
+                        f"start_from {folder} holds LoRA of another size for the decoder that reads ({key} differs); "
+                        "set model.reader.lora_rank as it was."
+                    )
+                expected[key].copy_(state[key])
+        if lora - of_decoder:
             model, _ = self.whole_model()
             expected = model.state_dict()
             for key, value in state.items():
-                if key.startswith("projector.") or is_lora_key(key):
+                if key.startswith("projector.") or key in lora - of_decoder:
                     if key not in expected or expected[key].shape != value.shape:
                         raise CheckpointError(
                             f"start_from {folder} holds a language model part of another size ({key} differs); "
@@ -170,9 +190,7 @@ class Learner:
             check_tied(self.config.hfq_config, needed_by="model.reader.start_windows")
         if "alignment" in objectives:
             require_aligner()
-        if "instructions" in objectives:
-            for source in self.recipe.data.instructions:
-                read_instructions(source.path)
+        check_instructions(self.recipe)
 
     def objective(self, phase: Phase, state: dict[str, Any] | None) -> Objective:
         """What the phase trains towards, with the weights of a checkpoint of that phase where there is one."""
@@ -229,7 +247,7 @@ class Learner:
             if model.heard_words is not None and self.reader is not None:
                 model.heard_words.reader = self.reader
             model.projector.float()
-            for parameter in lora_parameters(model):
+            for parameter in lora_parameters(model.language_model):
                 parameter.data = parameter.data.float()
             # transformers' mixins hide `to` from type checkers.
             module: Any = model
@@ -263,11 +281,12 @@ class Learner:
         state: dict[str, Any] = {"hfq_former": self.hfq_former.state_dict(), "head": self.head.state_dict()}
         if self.reader is not None:
             state["unfold"] = self.reader.unfold.state_dict()
+            state["decoder"] = [parameter.detach() for parameter in lora_parameters(self.reader.decoder)]
         if isinstance(objective, TiedCTC):
             state["value"] = objective.looks.value.state_dict()
         if self.model is not None:
             state["projector"] = self.model.projector.state_dict()
-            state["lora"] = [parameter.detach() for parameter in lora_parameters(self.model)]
+            state["lora"] = [parameter.detach() for parameter in lora_parameters(self.model.language_model)]
         return state
 
     @torch.no_grad()
@@ -277,10 +296,14 @@ class Learner:
         self.head.load_state_dict(state["head"])
         if self.reader is not None:
             self.reader.unfold.load_state_dict(state["unfold"])
+            # Checkpoints of before the decoder had LoRA lack it.
+            kept = state.get("decoder", [])
+            for parameter, value in zip(lora_parameters(self.reader.decoder), kept, strict=True):
+                parameter.copy_(value)
         if "lora" in state:
             model, _ = self.whole_model()
             model.projector.load_state_dict(state["projector"])
-            for parameter, value in zip(lora_parameters(model), state["lora"], strict=True):
+            for parameter, value in zip(lora_parameters(model.language_model), state["lora"], strict=True):
                 parameter.copy_(value)
 
     def export(self, folder: Path, summary: dict[str, Any]) -> Path:

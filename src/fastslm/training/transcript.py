@@ -7,7 +7,7 @@ from torch import nn
 
 from fastslm.model.ctc_head import CTCHead, FrameCTCHead, ctc_loss, ctc_text
 from fastslm.model.hfq_former import HFQFormer
-from fastslm.model.lora import is_lora_key
+from fastslm.model.lora import lora_parameters
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 from fastslm.training.objectives import Batch
@@ -38,7 +38,7 @@ class LanguageModelTranscript:
         self.parts: dict[str, nn.Module] = {
             "hfq": model.hfq_former,
             "projector": model.projector,
-            "lora": nn.ParameterList(lora_parameters(model)),
+            "lora": nn.ParameterList(lora_parameters(model.language_model)),
         }
         if isinstance(model.ctc_head, CTCHead | FrameCTCHead):
             self.parts["head"] = model.ctc_head
@@ -89,8 +89,3 @@ class LanguageModelTranscript:
         )
         tokenizer: Any = self.processor.tokenizer
         return [ctc_text(t) for t in tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)]
-
-
-def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """LoRA's matrices, in the order of the model."""
-    return [parameter for name, parameter in model.named_parameters() if is_lora_key(name)]
