@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from fastslm.data.batching import Batching, DurationBatches, Sample
+from fastslm.data.batching import Batching, DurationBatches, MixedBatches, Sample
 from fastslm.errors import ManifestError, OptionError
 
 DURATIONS = st.lists(st.floats(0.1, 30.0), min_size=1, max_size=60)
@@ -140,3 +140,37 @@ def test_what_cannot_be_batched_is_one_sentence() -> None:
         DurationBatches([1.0], Batching(9.0), 0, rank=2, processes=2)
     with pytest.raises(OptionError, match="has no position 2 in 1 clips"):
         DurationBatches([1.0], Batching(9.0), 0).load_state_dict({"epoch": 0, "position": 2})
+
+
+SOURCES = st.lists(st.lists(st.floats(0.1, 30.0), min_size=1, max_size=20), min_size=1, max_size=4)
+
+
+@settings(deadline=None, max_examples=40)
+@given(sources=SOURCES, batching=BATCHINGS, seed=SEEDS, indices=st.lists(st.integers(0, 60), min_size=1, max_size=5))
+def test_a_mixed_batch_is_of_its_index_alone_and_within_the_budget(
+    sources: Any, batching: Any, seed: int, indices: list[int]
+) -> None:
+    weights = [1.0 + i for i in range(len(sources))]
+    mixed = MixedBatches(sources, weights, batching, seed, round_rows=24)
+    for index in indices:
+        batch = mixed.batch(index)
+        assert batch == MixedBatches(sources, weights, batching, seed, round_rows=24).batch(index)
+        assert 0 < len(batch) <= batching.max_clips
+        assert len(batch) * max(sources[source][row] for source, row in batch) <= batching.max_seconds + 1e-9
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=SEEDS, batching=BATCHINGS)
+def test_every_round_of_mixed_batches_has_the_exact_shares(seed: int, batching: Any) -> None:
+    mixed = MixedBatches([[1.0, 9.0, 30.0], [2.0] * 30], [3, 1], batching, seed, round_rows=40)
+    drawn: list[tuple[int, int]] = []
+    index = 0
+    while len(drawn) < 80:
+        drawn += mixed.batch(index)
+        index += 1
+        if len(drawn) in (40, 80):
+            assert sum(source == 0 for source, _ in drawn) == len(drawn) * 3 / 4
+    assert len(drawn) == 80, "a round ends inside a batch"
+    # The first source's three rows come 60 times in all, none before the others have come as often.
+    assert [sum(row == (0, i) for row in drawn) for i in range(3)] == [20, 20, 20]
+    assert len({row for row in drawn if row[0] == 1}) == 20

@@ -10,7 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastslm.data.mixture import epoch_indices
 from fastslm.errors import ManifestError, OptionError
+
+# Rows that `MixedBatches` draws at once: shares are exact in every so many, to a thousandth.
+ROUND_ROWS = 1000
 
 
 class Sample(NamedTuple):
@@ -134,3 +138,46 @@ class DurationBatches:
                 rest = batch[max(0, skip - begin) :]
                 yield [Sample(index, epoch, end) for index in rest[self.rank :: self.processes]]
             epoch, skip = epoch + 1, 0
+
+
+class MixedBatches:
+    """Batches of several manifests' rows, by shares and of about the same duration each.
+
+    Rows are drawn in rounds of `round_rows`, exactly by their shares, and each round is batched by duration. Which rows
+    are in the `index`-th batch is a function of (seed, index), so a position is a number and nothing else is kept.
+
+    Args:
+        durations: of each source's rows, in seconds.
+        weights: of the sources.
+    """
+
+    def __init__(
+        self,
+        durations: Sequence[Sequence[float]],
+        weights: Sequence[float],
+        batching: Batching,
+        seed: int,
+        round_rows: int = ROUND_ROWS,
+    ):
+        self.durations, self.weights, self.batching, self.seed = durations, weights, batching, seed
+        self.round_rows = round_rows
+        # How many batches the rounds up to each one have, and the batches of the round that was asked for last.
+        self._ends: list[int] = []
+        self._last: tuple[int, list[list[tuple[int, int]]]] = (-1, [])
+
+    def batch(self, index: int) -> list[tuple[int, int]]:
+        """The `index`-th batch: source and row of each of its rows."""
+        while not self._ends or index >= self._ends[-1]:
+            begun = self._ends[-1] if self._ends else 0
+            self._ends.append(begun + len(self._round(len(self._ends))))
+        number = next(number for number, end in enumerate(self._ends) if index < end)
+        return self._round(number)[index - (self._ends[number - 1] if number else 0)]
+
+    def _round(self, number: int) -> list[list[tuple[int, int]]]:
+        if self._last[0] != number:
+            sizes = [len(own) for own in self.durations]
+            drawn = epoch_indices(sizes, self.weights, self.round_rows, self.seed, number).tolist()
+            seconds = [self.durations[source][row] for source, row in drawn]
+            batches = self.batching.epoch(seconds, self.seed, number)
+            self._last = number, [[(drawn[i][0], drawn[i][1]) for i in batch] for batch in batches]
+        return self._last[1]
