@@ -152,16 +152,15 @@ def test_path_string_bytes_and_file_object_give_the_same(tmp_path, tone):
 
 
 def test_a_pipe_that_cannot_be_rewound_is_read(tone):
-    content = wav_bytes(tone(1.0))
+    content = wav_bytes(tone(0.9))
     reader, writer = os.pipe()
     with open(reader, "rb") as source:
         with open(writer, "wb", buffering=0) as sink:
             os.set_blocking(sink.fileno(), False)
-            sink.write(content[:60_000])  # within a pipe's buffer, so that no second thread is needed
+            assert sink.write(content) == len(content)  # a pipe holds it, so that no second thread is needed
         assert probe_duration(source) is None
-        samples = load_audio(source, on_warning=lambda _: None)
-    np.testing.assert_array_equal(samples, tone(1.0)[: len(samples)])
-    assert len(samples) > 0.9 * SAMPLE_RATE
+        samples = load_audio(source)
+    np.testing.assert_array_equal(samples, tone(0.9))
 
 
 def test_probing_leaves_a_file_object_where_it_stood(tone):
@@ -388,50 +387,6 @@ def warnings_of(path: Path) -> tuple[np.ndarray, list[str]]:
     return load_audio(path, on_warning=heard.append), heard
 
 
-CUT = ("s16.wav", "f64.wav", "a.flac", "a.mp3", "a.webm", "a.aiff")
-
-
-@pytest.mark.parametrize(("name", "rate", "codec", "channels"), [row for row in FORMATS if row[0] in CUT], ids=CUT)
-def test_a_file_cut_in_its_middle_gives_what_is_there_and_says_what_is_not(
-    tmp_path, encode, tone, name, rate, codec, channels
-):
-    path = encode(tmp_path / name, np.tile(tone(8.0, rate), (channels, 1)), rate, codec)
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-    samples, heard = warnings_of(path)
-    assert len(samples) / SAMPLE_RATE == pytest.approx(4.0, abs=0.5)
-    assert f"{len(samples) / SAMPLE_RATE:.1f} s were decoded of the 8.0 s" in heard[-1]
-    assert name in heard[-1]
-
-
-@pytest.mark.parametrize("at", [0.5, 0.9, 0.999])
-def test_an_ogg_that_breaks_off_gives_what_is_there_and_says_so(tmp_path, encode, tone, at):
-    path = encode(tmp_path / "a.opus", tone(8.0, 48_000), 48_000, "libopus")
-    content = path.read_bytes()
-    assert warnings_of(path)[1] == []
-    path.write_bytes(content[: int(len(content) * at)])
-    samples, (sentence,) = warnings_of(path)
-    assert len(samples) < 8 * SAMPLE_RATE
-    assert f"a.opus is cut short: {len(samples) / SAMPLE_RATE:.1f} s were decoded" in sentence
-
-
-def test_of_a_video_the_sounds_own_duration_counts(tmp_path, encode, tone):
-    path = encode(tmp_path / "a.mkv", tone(8.0, 48_000), 48_000, "aac", picture=True)
-    content = path.read_bytes()
-    assert warnings_of(path)[1] == []
-    path.write_bytes(content[: len(content) // 2])
-    assert "of the 8.0 s" in warnings_of(path)[1][-1]
-
-
-def test_an_mp4_whose_index_stands_first_gives_what_is_there_and_says_what_is_not(tmp_path, encode, tone):
-    path = encode(tmp_path / "a.m4a", tone(8.0, 44_100), 44_100, "aac", container_options={"movflags": "faststart"})
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-    samples, heard = warnings_of(path)
-    assert 2 < len(samples) / SAMPLE_RATE < 6
-    assert "of the 8.0 s" in heard[-1]
-
-
 def test_damage_inside_a_file_costs_only_the_damaged_packets_and_is_said(tmp_path, encode, tone):
     path = encode(tmp_path / "a.m4a", tone(8.0, 44_100), 44_100, "aac")
     content = bytearray(path.read_bytes())
@@ -451,25 +406,16 @@ def test_sound_that_a_container_skips_over_without_an_error_is_said_too(tmp_path
     path.write_bytes(content)
     samples, heard = warnings_of(path)
     assert 10 < len(samples) / SAMPLE_RATE < 19
-    assert "of the 20.0 s" in heard[-1]
+    assert f"{len(samples) / SAMPLE_RATE:.1f} s of sound are in it, of 20.0 s in all" in heard[-1]
 
 
-def test_without_a_listener_the_loss_is_a_python_warning(tmp_path, tone):
-    path = tmp_path / "cut.wav"
-    path.write_bytes(wav_bytes(tone(8.0))[:-160_000])
-    with pytest.warns(AudioWarning, match=r"cut\.wav is cut short"):
+def test_without_a_listener_the_loss_is_a_python_warning(tmp_path, encode, tone):
+    path = encode(tmp_path / "a.m4a", tone(8.0, 44_100), 44_100, "aac")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 1_000] = np.random.default_rng(0).bytes(1_000)
+    path.write_bytes(content)
+    with pytest.warns(AudioWarning, match=r"a\.m4a is damaged"):
         load_audio(path)
-
-
-def test_a_recorder_that_never_wrote_the_length_is_no_reason_for_a_warning(tone):
-    content = wav_bytes(tone(2.0))
-    data = content.index(b"data") + 4
-    for size in (0, 0xFFFFFFFF, 0x7FFFFFFF):
-        unknown = struct.pack("<I", size)
-        open_ended = content[:4] + unknown + content[8:data] + unknown + content[data + 4 :]
-        heard: list[str] = []
-        np.testing.assert_array_equal(load_audio(open_ended, on_warning=heard.append), tone(2.0))
-        assert heard == []
 
 
 def test_the_guessed_duration_of_an_mp3_without_a_header_is_no_reason_for_a_warning(tmp_path, encode, tone):

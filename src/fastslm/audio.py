@@ -16,15 +16,17 @@ import torch
 from fastslm.decoding import (
     READ_SECONDS,
     Chunk,
-    announced_seconds,
     file_chunks,
     is_seekable,
     open_container,
     opened,
+    refuse_cut,
     sound_stream,
     source_name,
 )
 from fastslm.errors import AudioError
+from fastslm.extent import stated_extent
+from fastslm.truncation import announced_seconds
 
 SAMPLE_RATE = 16_000
 WINDOW_SECONDS = 30
@@ -57,6 +59,7 @@ def stream_audio(
     block_samples: int = WINDOW_SAMPLES,
     *,
     on_warning: Callable[[str], None] | None = None,
+    on_cut: Callable[[str], None] | None = None,
 ) -> Iterator[np.ndarray]:
     """Decodes a recording block by block; with the default block size this is the iterator of the 30 s windows.
 
@@ -69,8 +72,10 @@ def stream_audio(
             Channels are averaged. Of a file with several sound streams FFmpeg's default one is read.
         sampling_rate: Hz, of an array (16,000 if None). A file states its own, and giving one is an error.
         block_samples: samples of a block, at 16 kHz.
-        on_warning: receives one sentence for each thing that the file announces but that could not be decoded
-            (damaged packets are left out, and what follows moves up); without it the sentence is an `AudioWarning`.
+        on_warning: receives one sentence for each thing inside the file that could not be decoded (damaged packets
+            are left out, and what follows moves up); without it the sentence is an `AudioWarning`.
+        on_cut: receives one sentence after the last block of a file that breaks off before its end; without it that
+            is an error. What says nothing of its length, such as an mp3 without a Xing header, is taken as whole.
 
     Yields:
         float32 arrays (samples,), 16 kHz mono, each of exactly `block_samples` but the last, which is never empty.
@@ -78,6 +83,7 @@ def stream_audio(
     Raises:
         AudioError: missing, unreadable, empty, without sound, shorter than 0.1 s, or with samples that are no
             numbers; at the block where it is found, which for all but the last is the first.
+        CutShortError: the file breaks off; before the first block where its headers show it, else after the last.
     """
     if block_samples < 1:
         raise AudioError(f"A block of {block_samples} samples is not possible: give 1 or more.")
@@ -89,7 +95,7 @@ def stream_audio(
                 f"A sampling rate of {sampling_rate} Hz was given with an encoded file, which states its own: "
                 "leave sampling_rate out, it belongs to arrays."
             )
-        name, chunks = source_name(source), file_chunks(source, on_warning or _warn)
+        name, chunks = source_name(source), file_chunks(source, on_warning or _warn, on_cut)
     yield from _blocks(_resampled(_mono(chunks, name)), block_samples, name)
 
 
@@ -110,10 +116,30 @@ def stream_chunks(
 
 
 def load_audio(
-    source: AudioSource, sampling_rate: float | None = None, *, on_warning: Callable[[str], None] | None = None
+    source: AudioSource,
+    sampling_rate: float | None = None,
+    *,
+    on_warning: Callable[[str], None] | None = None,
+    on_cut: Callable[[str], None] | None = None,
 ) -> np.ndarray:
     """The whole recording as one float32 array (samples,), 16 kHz mono. Arguments and errors are `stream_audio`'s."""
-    return np.concatenate(list(stream_audio(source, sampling_rate, on_warning=on_warning)))
+    return np.concatenate(list(stream_audio(source, sampling_rate, on_warning=on_warning, on_cut=on_cut)))
+
+
+def require_whole(source: AudioSource) -> None:
+    """Refuse a file that breaks off before its end, as far as that shows without decoding it.
+
+    It takes a moment for most kinds, and some seconds for hours of flac, aac, opus in a stream or mp3 without its
+    bytes counted. Of what cannot be rewound nothing is read.
+
+    Raises:
+        CutShortError: it breaks off. AudioError: as `stream_audio`, for what shows without decoding.
+    """
+    if isinstance(source, np.ndarray | torch.Tensor):
+        return
+    with opened(source) as file:
+        if is_seekable(file):
+            refuse_cut(file, source_name(source))
 
 
 def probe_duration(source: AudioSource, sampling_rate: float | None = None) -> float | None:
@@ -133,7 +159,7 @@ def probe_duration(source: AudioSource, sampling_rate: float | None = None) -> f
             return None
         start = file.tell()
         try:
-            with open_container(file, source_name(source)) as container:
+            with open_container(file, source_name(source), stated_extent(file)) as container:
                 stream = sound_stream(container, source_name(source))
                 return announced_seconds(container, stream)
         finally:

@@ -2,10 +2,9 @@
 
 import io
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
 import av
@@ -16,31 +15,13 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import FFmpegError
 
-from fastslm.errors import AudioError
+from fastslm.errors import AudioError, CutShortError
+from fastslm.extent import Extent, Passing, stated_extent
+from fastslm.truncation import SHORTFALL_SECONDS, Ending, cut_short, stated_seconds, walk
 
-SHORTFALL_SECONDS = 0.5  # encoders round a duration up to their frame or page; what lacks more than this was lost
-ESTIMATE_TOLERANCE = 0.02
-RIFF_SIZE_UNKNOWN = (2**31, 2**32)  # what recorders that cannot go back write, give or take a header
-RIFF_HEADER_SLACK = 2**16
-OGG_HEADER_BYTES = 27  # of a page; the last of them counts the sizes that follow, a byte each
-OGG_PAGE_BYTES = OGG_HEADER_BYTES + 255 + 255 * 255  # at most
 READ_SECONDS = 1  # how much is decoded before it is mixed and resampled in one go: less costs calls, more costs memory
-MATROSKA_DURATION = re.compile(r"(\d+):(\d\d):(\d\d\.\d+)")  # the tag in which its writers keep a stream's duration
 _FFMPEG_SAMPLES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
 _READABLE = "what FFmpeg reads, such as wav, mp3, m4a, flac, ogg, opus or mp4, is allowed"
-# Containers that state how long their sound is. Of any other (mp3, aac) FFmpeg may have guessed it.
-_STATES_DURATION = {
-    "aiff",
-    "asf",
-    "avi",
-    "caf",
-    "flac",
-    "flv",
-    "matroska,webm",
-    "mov,mp4,m4a,3gp,3g2,mj2",
-    "ogg",
-    "w64",
-}
 
 
 class Chunk(NamedTuple):
@@ -94,13 +75,16 @@ def opened(source: object) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def open_container(file: BinaryIO, name: str) -> Iterator[InputContainer]:
+def open_container(file: BinaryIO | Passing, name: str, extent: Extent | None = None) -> Iterator[InputContainer]:
     """FFmpeg's view of a file.
+
+    Args:
+        extent: what the file says of its length, for the sentence about one that cannot be opened.
 
     Raises:
         AudioError: it is empty, text, or nothing that FFmpeg knows.
     """
-    if is_seekable(file):
+    if not isinstance(file, Passing) and is_seekable(file):
         start = file.tell()
         if file.seek(0, io.SEEK_END) == start:
             raise AudioError(f"{name} is empty (0 bytes to read), a sound or video file is needed: give another.")
@@ -110,6 +94,11 @@ def open_container(file: BinaryIO, name: str) -> Iterator[InputContainer]:
         # ours to judge, and many are in no encoding that is known.
         container = av.open(file, "r", options={"protocol_whitelist": "none"}, metadata_errors="ignore")
     except (FFmpegError, OSError) as error:
+        if extent is not None and extent.missing:
+            raise CutShortError(
+                f"{name} is cut short: at least its last {extent.missing} bytes are missing, and without them nothing of it can "
+                "be read: get the file again."
+            ) from None
         raise _not_readable(name, error) from None
     with container:
         if container.format.name == "tty":  # FFmpeg draws text files as video
@@ -139,44 +128,88 @@ def sound_stream(container: InputContainer, name: str) -> AudioStream:
     return stream
 
 
-def file_chunks(source: object, on_warning: Callable[[str], None]) -> Iterator[Chunk]:
-    """Decodes about a second at a time; tells `on_warning` what is damaged or missing once the end is reached."""
+def file_chunks(
+    source: object, on_warning: Callable[[str], None], on_cut: Callable[[str], None] | None = None
+) -> Iterator[Chunk]:
+    """Decodes about a second at a time.
+
+    Args:
+        on_warning: told what is damaged or missing inside, once the end is reached.
+        on_cut: told, once the end is reached, that it comes too early; without it that is an error, and comes before
+            the first chunk where the file's headers show it.
+    """
     name = source_name(source)
-    with opened(source) as file, open_container(file, name) as container:
+    with opened(source) as file:
+        if on_cut is None and is_seekable(file) and stated_extent(file).missing:
+            refuse_cut(file, name)
+        passing = None if is_seekable(file) else Passing(file)
+        extent = stated_extent(file) if passing is None else Extent()
+        with open_container(file if passing is None else passing, name, extent) as container:
+            stream = sound_stream(container, name)
+            seconds = 0.0
+            tally = _Tally()
+            try:
+                for chunk in _gathered(_frames(container, stream, tally)):
+                    seconds += chunk.samples.shape[1] / chunk.rate
+                    yield chunk
+            except OSError as error:  # the caller's stream: what FFmpeg cannot decode is in the tally
+                raise AudioError(
+                    f"{name} stopped after {seconds:.1f} s of sound while it was read ({error.strerror or error}): "
+                    "open it again, or save it to a file first."
+                ) from error
+            extent = extent if passing is None else passing.extent()
+            if not seconds:
+                raise _not_readable(name, tally.reason or "no sound in it can be decoded")
+            if tally.failed > tally.decoded:  # noise has a few bytes that pass for sound
+                raise _not_readable(name, f"of {tally.failed + tally.decoded} packets {tally.failed} cannot be decoded")
+            sentence = cut_short(name, container, stream, extent, tally.ending, seconds)
+            if sentence and on_cut is None:
+                raise _cut(sentence)
+            if sentence and on_cut:
+                on_cut(f"{sentence}.")
+            else:
+                stated = stated_seconds(container, stream, extent)
+                _tell_of_damage(name, tally, seconds, stated, on_warning)
+
+
+def refuse_cut(file: BinaryIO, name: str) -> None:
+    """Refuse a file that breaks off, as far as that shows without decoding it. It is left where it stood.
+
+    What states its end in bytes costs no time; of anything else all packets are looked at, 3 hours in 2 to 4 s.
+
+    Raises:
+        CutShortError: it does. AudioError: it is no recording.
+    """
+    start, extent = file.tell(), stated_extent(file)
+    if extent.end is not None and not extent.missing:
+        return
+    with open_container(file, name, extent) as container:
         stream = sound_stream(container, name)
-        announced = announced_seconds(container, stream)
-        estimated = announced is not None and _is_estimate(announced, container, stream)
-        missing = _missing_seconds(file, container, stream)
-        cut = _ends_within_a_page(file, container)
-        seconds = 0.0
-        tally = _Tally()
-        try:
-            for chunk in _gathered(_frames(container, stream, tally)):
-                seconds += chunk.samples.shape[1] / chunk.rate
-                yield chunk
-        except OSError as error:  # the caller's stream: what FFmpeg cannot decode is in the tally
-            raise AudioError(
-                f"{name} stopped after {seconds:.1f} s of sound while it was read ({error.strerror or error}): "
-                "open it again, or save it to a file first."
-            ) from error
-        if not seconds:
-            raise _not_readable(name, tally.reason or "no sound in it can be decoded")
-        if tally.failed > tally.decoded:  # noise has a few bytes that pass for sound
-            raise _not_readable(name, f"of {tally.failed + tally.decoded} packets {tally.failed} cannot be decoded")
-        if tally.failed:
-            on_warning(
-                f"{name} is damaged: what could not be decoded was left out (packets: {tally.failed}, the first after "
-                f"{tally.intact_seconds:.1f} s of sound; {tally.reason})."
-            )
-        if cut:
-            on_warning(f"{name} is cut short: {seconds:.1f} s were decoded, and then its last Ogg page breaks off.")
-        if missing:
-            announced, estimated = seconds + missing, False
-        if announced is not None and not estimated and announced - seconds > SHORTFALL_SECONDS:
-            on_warning(
-                f"{name} is cut short or damaged: {seconds:.1f} s were decoded of the {announced:.1f} s that the "
-                "file announces."
-            )
+        ending = walk(container, stream)
+        sentence = cut_short(name, container, stream, extent, ending, ending.second)
+    file.seek(start)
+    if sentence:
+        raise _cut(sentence)
+
+
+def _cut(sentence: str) -> CutShortError:
+    return CutShortError(
+        f"{sentence}: get the file again, or have what is there taken with --partial (partial=True in Python)."
+    )
+
+
+def _tell_of_damage(
+    name: str, tally: "_Tally", seconds: float, stated: float | None, on_warning: Callable[[str], None]
+) -> None:
+    """Of a recording whose end is there."""
+    if tally.failed:
+        on_warning(
+            f"{name} is damaged: what could not be decoded was left out (packets: {tally.failed}, the first after "
+            f"{tally.intact_seconds:.1f} s of sound; {tally.reason})."
+        )
+    # What is missing between packets was never recorded, as where nobody spoke, or it is damaged.
+    if stated is not None and stated - seconds > SHORTFALL_SECONDS:
+        on_warning(f"{name} has gaps or is damaged: {seconds:.1f} s of sound are in it, of {stated:.1f} s in all.")
 
 
 @dataclass
@@ -187,6 +220,7 @@ class _Tally:
     failed: int = 0
     intact_seconds: float = 0.0  # before the first that failed
     reason: str = ""  # FFmpeg's, for the first that failed
+    ending: Ending = field(default_factory=Ending)
 
     def fail(self, seconds: float, error: FFmpegError) -> None:
         if not self.failed:
@@ -203,6 +237,7 @@ def _frames(container: InputContainer, stream: AudioStream, tally: _Tally) -> It
             packet = next(packets, None)
         except FFmpegError as error:
             tally.fail(seconds, error)
+            tally.ending.broken = True
             return
         if packet is None:
             return
@@ -210,8 +245,10 @@ def _frames(container: InputContainer, stream: AudioStream, tally: _Tally) -> It
             frames = packet.decode()
         except FFmpegError as error:
             tally.fail(seconds, error)
+            tally.ending.tell(packet, decoded=False)
             continue
         tally.decoded += 1
+        tally.ending.tell(packet)
         for frame in frames:
             seconds += frame.samples / frame.sample_rate
             yield Chunk(_channels(frame), frame.sample_rate)
@@ -242,52 +279,3 @@ def _gathered(frames: Iterable[Chunk]) -> Iterator[Chunk]:
         held, rate = held + samples.shape[1], frame_rate
     if pending:
         yield Chunk(np.concatenate(pending, axis=1), rate)
-
-
-def announced_seconds(container: InputContainer, stream: AudioStream) -> float | None:
-    """The sound stream's own duration; the container's only where nothing but this stream can have set it."""
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    if tag := MATROSKA_DURATION.fullmatch(stream.metadata.get("DURATION", "")):
-        hours, minutes, seconds = (float(part) for part in tag.groups())
-        return hours * 3600 + minutes * 60 + seconds
-    if container.duration is not None and len(container.streams) == 1:
-        return container.duration / av.time_base
-    return None
-
-
-def _is_estimate(seconds: float, container: InputContainer, stream: AudioStream) -> bool:
-    """Whether the duration follows from the file's size and bit rate: FFmpeg's guess where a file states none."""
-    if container.format.name in _STATES_DURATION:
-        return False
-    expected = seconds * (stream.bit_rate or 0) / 8
-    return abs(expected - container.size) <= ESTIMATE_TOLERANCE * container.size
-
-
-def _missing_seconds(file: BinaryIO, container: InputContainer, stream: AudioStream) -> float:
-    """Seconds that a wav file's header promises beyond its end; FFmpeg announces only what is there."""
-    if container.format.name != "wav" or not stream.bit_rate or not is_seekable(file):
-        return 0.0
-    position = file.tell()
-    file.seek(0)
-    head = file.read(8)
-    file.seek(position)
-    promised = int.from_bytes(head[4:8], "little") + 8
-    if head[:4] != b"RIFF" or any(abs(promised - unknown) < RIFF_HEADER_SLACK for unknown in RIFF_SIZE_UNKNOWN):
-        return 0.0
-    return max(0, promised - container.size) * 8 / stream.bit_rate
-
-
-def _ends_within_a_page(file: BinaryIO, container: InputContainer) -> bool:
-    """Whether an Ogg file's last page announces more than is there: of an Ogg's own duration nothing is written."""
-    if container.format.name != "ogg" or not is_seekable(file):
-        return False
-    position = file.tell()
-    file.seek(max(0, file.seek(0, io.SEEK_END) - OGG_PAGE_BYTES))
-    end = file.read()
-    file.seek(position)
-    page = end[start:] if (start := end.rfind(b"OggS")) >= 0 else b""
-    if len(page) < OGG_HEADER_BYTES:
-        return bool(page)
-    sizes_end = OGG_HEADER_BYTES + page[OGG_HEADER_BYTES - 1]
-    return len(page) < sizes_end + sum(page[OGG_HEADER_BYTES:sizes_end])

@@ -12,6 +12,10 @@ class AudioError(FastSLMError):
     """A recording is missing, unreadable, empty, or holds no usable samples."""
 
 
+class CutShortError(AudioError):
+    """A recording breaks off before its end; what is there of it can be asked for."""
+
+
 class WeightsError(FastSLMError):
     """Weights are unknown, cannot be fetched, or are not the ones that were pinned."""
 
