@@ -17,11 +17,19 @@ label() { # manifest, name: texts with case and marks, as Whisper's decoder is t
 tasks() { # manifest, name, tasks: questions and summaries with their answers
     [ -e "cache/instructions/$2.jsonl" ] || fastslm data synthesize "$1" "cache/instructions/$2.jsonl" --tasks "$3" --seed 1
 }
+mixed() { # name, MANIFEST=WEIGHT...: what long recordings are composed of
+    [ -e "cache/long/$1.jsonl" ] || fastslm data mix "cache/long/$1.jsonl" "${@:2}"
+}
+long() { # manifest, name, tasks, options: recordings of minutes, and tasks about them
+    [ -e "cache/long/$2.jsonl" ] || fastslm data compose "$1" "cache/long/$2.jsonl" "${@:4}" --seed 1
+    tasks "cache/long/$2.jsonl" "$2" "$3"
+}
 
-mkdir -p cache/labels cache/instructions
+mkdir -p cache/labels cache/instructions cache/long
 fetch "$SPEECHOCEAN" speechocean speechocean
 fetch "$LJSPEECH" ljspeech ljspeech
 label "$DATA/librispeech/train.jsonl" librispeech
+label "$DATA/librispeech/validation.jsonl" librispeech-validation
 label "$DATA/commonvoice/train.jsonl" commonvoice
 label cache/more/speechocean/train.jsonl speechocean
 label cache/more/ljspeech/train.jsonl ljspeech
@@ -32,3 +40,17 @@ tasks cache/labels/coffee-validation.jsonl coffee-validation ask
 tasks cache/labels/librispeech.jsonl librispeech summarize,ask
 tasks cache/labels/commonvoice.jsonl commonvoice transcribe,summarize,ask
 tasks "$DATA/environment/train.jsonl" environment transcribe,ask
+
+# Stage 2: orders somewhere in minutes of other speech and sounds, and chapters of one reader.
+mixed pieces cache/labels/librispeech.jsonl=1519 cache/labels/commonvoice.jsonl=2053 "$DATA/environment/train.jsonl=240"
+mixed pieces-validation cache/labels/librispeech-validation.jsonl=100 "$DATA/commonvoice/validation.jsonl=132" \
+    "$DATA/environment/validation.jsonl=20"
+long cache/long/pieces.jsonl long-orders ask --needles cache/labels/coffee.jsonl --minutes 1-5 --count 240
+long cache/long/pieces.jsonl longest-orders ask --needles cache/labels/coffee.jsonl --minutes 5-15 --count 40
+long cache/labels/librispeech.jsonl long-talks summarize,ask --by speaker --minutes 1-5 --count 160
+long cache/labels/librispeech.jsonl long-dictations transcribe --by speaker --minutes 1-3 --count 120
+long cache/long/pieces-validation.jsonl long-orders-validation ask \
+    --needles cache/labels/coffee-validation.jsonl --minutes 1-5 --count 20
+long cache/labels/librispeech-validation.jsonl long-talks-validation transcribe,summarize,ask --minutes 1-4 --count 20
+[ -e cache/instructions/long-validation.jsonl ] || fastslm data mix cache/instructions/long-validation.jsonl \
+    cache/instructions/long-orders-validation.jsonl=3 cache/instructions/long-talks-validation.jsonl=2 --count 100 --seed 1
