@@ -7,6 +7,7 @@ import pytest
 from fastslm.cli import run
 from fastslm.training import recipe as recipes
 from fastslm.training import trainer
+from fastslm.training.processes import Processes
 
 
 def test_a_missing_recipe_is_one_sentence(capsys) -> None:
@@ -29,6 +30,8 @@ def caught(monkeypatch) -> list[object]:
 
 def test_overrides_reach_the_recipe_and_the_model_is_printed(caught, monkeypatch, capsys) -> None:
     class Instant:
+        processes = Processes("cpu")
+
         def __init__(self, recipe: object) -> None:
             caught.append(recipe)
 

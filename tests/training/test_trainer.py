@@ -263,10 +263,11 @@ def test_a_gradient_that_is_not_finite_moves_no_weight_and_names_its_clips(recip
     objectives: list[Any] = []
     one_step = trainer._one_step
 
-    def poisoned(phase: Any, step: int, objective: Any, optimizers: Any) -> Any:
+    def poisoned(phase: Any, step: int, shared: Any, optimizers: Any) -> Any:
+        objective = shared.objective
         objectives.append(({k: v.clone() for k, v in objective.head.state_dict().items()}, objective.head))
         objective.head.out.weight.register_hook(lambda gradient: gradient * float("inf"))
-        return one_step(phase, step, objective, optimizers)
+        return one_step(phase, step, shared, optimizers)
 
     trainer._one_step = poisoned  # type: ignore[method-assign]
     with pytest.raises(TrainingError, match=r"The gradient at step 1 is not finite.*train-\d"):

@@ -10,6 +10,7 @@ from fastslm.model.ctc_head import FrameCTCHead, ctc_steps_needed, unwritten
 from fastslm.model.whisper_reader import FRAMES_PER_TOKEN
 from fastslm.training.feature_cache import CachedWindows, Progress, cache_training_windows
 from fastslm.training.objectives import Batch, masked, shifted
+from fastslm.training.processes import Processes
 from fastslm.training.recipe import Recipe
 
 
@@ -17,7 +18,7 @@ class TrainingWindows:
     """The packings of a recipe's training data, and the batches drawn from them.
 
     Args:
-        device: where the encoder runs, and where batches are put.
+        processes: which of them encodes, where batches are put.
         dtype: of batches' frames.
         say: tells the person what a packing loses.
         encoding: given what is encoded, makes what shows its progress.
@@ -26,12 +27,13 @@ class TrainingWindows:
     def __init__(
         self,
         recipe: Recipe,
-        device: torch.device,
+        processes: Processes,
         dtype: torch.dtype,
         say: Callable[[str], None],
         encoding: Callable[[str], Progress],
     ):
-        self.recipe, self.device, self.dtype, self.say, self.encoding = recipe, device, dtype, say, encoding
+        self.recipe, self.processes, self.device, self.dtype = recipe, processes, processes.device, dtype
+        self.say, self.encoding = say, encoding
         self._variants: dict[int, CachedWindows] = {}
 
     def variant(self, epoch: int) -> CachedWindows:
@@ -39,7 +41,8 @@ class TrainingWindows:
         variant = epoch % self.recipe.data.variants
         if variant not in self._variants:
             what = f"training windows, packing {variant + 1} of {self.recipe.data.variants}"
-            windows = cache_training_windows(self.recipe, variant, self.encoding(what), self.device)
+            with self.processes.main_first():
+                windows = cache_training_windows(self.recipe, variant, self.encoding(what), self.device)
             self.say_what_is_lost(what, windows)
             self._variants[variant] = windows
         return self._variants[variant]

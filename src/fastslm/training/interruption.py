@@ -18,10 +18,12 @@ class Interruption:
 
     Args:
         say: tells the person what happens.
+        launched: by a program that hands signals on to all its processes, so that they come more than once; it does not
+            wait for ever, and a second signal says nothing.
     """
 
-    def __init__(self, say: Callable[[str], None]):
-        self.say = say
+    def __init__(self, say: Callable[[str], None], launched: bool = False):
+        self.say, self.launched = say, launched
         self.asked = False
         self._before: dict[int, Any] = {}
 
@@ -44,7 +46,9 @@ class Interruption:
             raise Stopped
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and not self.launched:
             raise KeyboardInterrupt
+        if self.asked:
+            return
         self.asked = True
         self.say("stopping after this step; press Ctrl-C again to stop at once, back to the last checkpoint")

@@ -1,6 +1,6 @@
 """What a phase trains towards: the tied looks, the CTC head over the tokens, characters in time, the transcript."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -29,6 +29,15 @@ class Batch:
     shifts: Sequence[int]
     whole: torch.Tensor | None = None
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def part(self, rows: range) -> "Batch":
+        """Some of the windows, one after another."""
+        own = slice(rows.start, rows.stop)
+        whole = None if self.whole is None else self.whole[own]
+        return Batch(self.frames[own], self.labels[own], self.shifts[own], whole)
+
     @property
     def texts(self) -> list[str]:
         return [label.text for label in self.labels]
@@ -40,12 +49,23 @@ class Batch:
 
 
 class Objective(Protocol):
-    """A loss over batches, and the modules that it trains, by the names that a recipe's rates use."""
+    """A loss over batches, and the modules that it trains, by the names that a recipe's rates use.
+
+    weights: of the named losses that are added up as `loss`, the one to descend; where that is the only one, it is 1.
+    """
 
     parts: dict[str, nn.Module]
+    weights: Mapping[str, float]
 
     def losses(self, batch: Any) -> dict[str, torch.Tensor]:
         """Named losses of a batch, a `Batch` or of the objective's own kind; `loss` is the one to descend."""
+        ...
+
+    def amounts(self, batches: Sequence[Any]) -> dict[str, float]:
+        """How much of what each of `weights` is a mean over is in these batches, such as windows or answers' tokens.
+
+        The loss of all together is the sum of each one's loss times its own amount, by the amount of all.
+        """
         ...
 
     def log_probs(self, frames: torch.Tensor) -> torch.Tensor:
@@ -77,7 +97,25 @@ class Judge(Protocol):
         ...
 
 
-class TiedCTC:
+class ByWindow:
+    """Objectives with one loss, a mean over the windows."""
+
+    weights: Mapping[str, float] = {"loss": 1.0}
+
+    def amounts(self, batches: Sequence[Batch]) -> dict[str, float]:
+        return {"loss": sum(map(len, batches))}
+
+
+def combined(losses: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> torch.Tensor:
+    """The losses added up by their weights."""
+    first, *others = weights
+    total = losses[first] if weights[first] == 1.0 else weights[first] * losses[first]
+    for name in others:
+        total = total + weights[name] * losses[name]
+    return total
+
+
+class TiedCTC(ByWindow):
     """CTC over the tied looks; the head that reads them is the model's own."""
 
     def __init__(self, looks: TiedLooks, head: CTCHead):
@@ -91,7 +129,7 @@ class TiedCTC:
         return self.head(self.looks(frames))
 
 
-class TokenCTC:
+class TokenCTC(ByWindow):
     """CTC over the HFQ-Former's tokens."""
 
     def __init__(self, hfq_former: HFQFormer, head: CTCHead):
@@ -105,7 +143,7 @@ class TokenCTC:
         return self.head(self.hfq_former(frames))
 
 
-class CharacterAlignment:
+class CharacterAlignment(ByWindow):
     """Which character is being said, at 40 Hz, against a forced alignment; a warm-up before CTC.
 
     Args:

@@ -1,5 +1,7 @@
 """Whisper's own decoder reads the speech tokens: cross-entropy of its text, and its encoder's frames (ours)."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -8,7 +10,7 @@ from fastslm.model.ctc_head import CTCHead, FrameCTCHead, ctc_loss, ctc_text
 from fastslm.model.hfq_former import HFQFormer
 from fastslm.model.lora import lora_parameters
 from fastslm.model.whisper_reader import WhisperReader, frames_at_rate
-from fastslm.training.objectives import Batch
+from fastslm.training.objectives import Batch, combined
 from fastslm.training.recipe import Phase
 
 IGNORED = -100
@@ -21,11 +23,21 @@ class FrameRecovery:
 
     def __init__(self, hfq_former: HFQFormer, head: CTCHead | FrameCTCHead, reader: WhisperReader):
         self.hfq_former, self.head, self.reader = hfq_former, head, reader
+        self.weights: dict[str, float] = {"loss": 1.0}
         self.parts: dict[str, nn.Module] = {"hfq": hfq_former, "reader": reader.unfold}
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         unfolded = self.reader.unfold(self.hfq_former(batch.frames))
         return {"loss": frame_distance(unfolded, batch.frames if batch.whole is None else batch.whole)}
+
+    def amounts(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Of the distance: squares of the frames from their mean, which the whole step's distances are shares of."""
+        return {"loss": self.squares(batches)}
+
+    def squares(self, batches: Sequence[Batch]) -> float:
+        """Windows times the variance of their frames, as the unfolder is to find them."""
+        frames = torch.cat([batch.frames if batch.whole is None else batch.whole for batch in batches])
+        return len(frames) * float(frames_at_rate(frames, len(self.reader.unfold.place)).var())
 
     def log_probs(self, frames: torch.Tensor) -> torch.Tensor:
         tokens = self.hfq_former(frames)
@@ -49,8 +61,11 @@ class ReaderTranscript(FrameRecovery):
 
     def __init__(self, hfq_former: HFQFormer, head: CTCHead | FrameCTCHead, reader: WhisperReader, phase: Phase):
         super().__init__(hfq_former, head, reader)
-        self.phase = phase
+        self.weights = {"transcript": 1.0}
+        if phase.frames_weight:
+            self.weights["frames"] = phase.frames_weight
         if phase.ctc_weight:
+            self.weights["ctc"] = phase.ctc_weight
             self.parts["head"] = head
         if adapted := lora_parameters(reader.decoder):
             self.parts["decoder"] = nn.ParameterList(adapted)
@@ -77,13 +92,20 @@ class ReaderTranscript(FrameRecovery):
         shown, labels = (part.to(tokens.device) for part in self.sequences(batch.texts))
         scores = self.reader.scores(unfolded.to(self.reader.decoder.dtype), shown)
         transcript = F.cross_entropy(scores.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
-        found = {"loss": transcript, "transcript": transcript}
-        if self.phase.frames_weight:
-            distance = frame_distance(unfolded, batch.frames if batch.whole is None else batch.whole)
-            found |= {"loss": found["loss"] + self.phase.frames_weight * distance, "frames": distance}
-        if self.phase.ctc_weight:
-            heard = ctc_loss(self.letters(tokens, unfolded), batch.texts)
-            found |= {"loss": found["loss"] + self.phase.ctc_weight * heard, "ctc": heard}
+        terms = {"transcript": transcript}
+        if "frames" in self.weights:
+            terms["frames"] = frame_distance(unfolded, batch.frames if batch.whole is None else batch.whole)
+        if "ctc" in self.weights:
+            terms["ctc"] = ctc_loss(self.letters(tokens, unfolded), batch.texts)
+        return {"loss": combined(terms, self.weights), **terms}
+
+    def amounts(self, batches: Sequence[Batch]) -> dict[str, float]:
+        written = [self.sequences(batch.texts)[1] for batch in batches]
+        found: dict[str, float] = {"transcript": sum(int((labels != IGNORED).sum()) for labels in written)}
+        if "frames" in self.weights:
+            found["frames"] = self.squares(batches)
+        if "ctc" in self.weights:
+            found["ctc"] = sum(map(len, batches))
         return found
 
     def transcripts(self, frames: torch.Tensor) -> list[str]:

@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from fastslm.errors import RecipeError, TrainingError
+from fastslm.errors import TrainingError
 from fastslm.training.batches import TrainingWindows
 from fastslm.training.checkpoint import load_newest, save_checkpoint
 from fastslm.training.disk import writing
@@ -22,6 +23,7 @@ from fastslm.training.instructions import InstructionTuning
 from fastslm.training.interruption import Interruption, Stopped
 from fastslm.training.objectives import Objective
 from fastslm.training.optimizer import Average, Optimizers
+from fastslm.training.processes import Processes, Shared
 from fastslm.training.progress import RunLog, StepLine, draw_curves
 from fastslm.training.recipe import Phase, Recipe
 from fastslm.training.stages import Learner
@@ -36,27 +38,33 @@ class Trainer:
     Two runs of one recipe on one machine give the same bits, whether or not one of them was killed in between: every
     step draws from a generator of its own, made of the recipe's seed, the phase and the step.
 
+    Started several times by a launcher (`torchrun`, `accelerate launch`), it trains as one: the same steps, up to how
+    floating-point sums are rounded.
+
     Args:
         recipe: the checked recipe.
         quiet: nothing on standard error.
 
     Raises:
-        RecipeError: a device that is not there, phases that the model cannot be trained in.
+        RecipeError: a device that is not there, phases that the model cannot be trained in or processes not share.
         TrainingError: the run's folder belongs to another recipe or is in use, a loss that is not finite, a full disk.
     """
 
     def __init__(self, recipe: Recipe, quiet: bool = False):
         self.recipe = recipe
-        self.line = StepLine(quiet)
+        self.processes = Processes(recipe.device)
+        self.processes.check(recipe)
+        self.device = self.processes.device
+        self.line = StepLine(quiet or not self.processes.main)
         torch.set_num_threads(recipe.threads)
-        self.device = _device(recipe.device)
-        self._interruption = Interruption(self.line.say)
+        self._interruption = Interruption(self.line.say, launched=self.processes.count > 1)
+        self._stopping = False
         self.dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
         self.phase = 0
         self.step = 0
         self.global_step = 0
         self.seconds = 0.0
-        self.windows = TrainingWindows(recipe, self.device, self.dtype, self.line.say, self._encoding)
+        self.windows = TrainingWindows(recipe, self.processes, self.dtype, self.line.say, self._encoding)
 
     def run(self) -> Path:
         """Train, and return the folder of the trained model.
@@ -72,7 +80,9 @@ class Trainer:
         with writing(out, "the run's folder"):
             out.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(out / ".lock", timeout=0), self._interruption:
+            # The main process holds it for all.
+            lock = FileLock(out / ".lock", timeout=0) if self.processes.main else nullcontext()
+            with lock, self._interruption:
                 return self._run()
         except Timeout:
             raise TrainingError(
@@ -82,19 +92,24 @@ class Trainer:
     def _run(self) -> Path:
         recipe = self.recipe
         state = self._resume_state()
-        self.line.say(f"{recipe.name}: {self.device}, {recipe.precision}, {recipe.threads} threads, into {recipe.out}")
-        learner = Learner(recipe, self.device)
+        count = f"{self.processes.count} processes of " if self.processes.count > 1 else ""
+        self.line.say(
+            f"{recipe.name}: {self.device}, {recipe.precision}, {count}{recipe.threads} threads, into {recipe.out}"
+        )
+        with self.processes.main_first():
+            learner = Learner(recipe, self.device)
         if state is not None:
             self.phase, self.step = state["phase"], state["step"]
             self.global_step, self.seconds = state["global_step"], state["seconds"]
             if self.step == recipe.phases[self.phase].steps:
                 learner.load_state_dict(state["learner"])
                 self.phase, self.step, state = self.phase + 1, 0, None
-        self.log = RunLog(recipe.out, self.global_step)
+        self.log = RunLog(recipe.out, self.global_step) if self.processes.main else None
         if self.phase == len(recipe.phases):
             self.line.say(f"this run ended at step {self.global_step}; its model is exported again")
         else:
-            validation = cache_validation_windows(recipe, self._encoding("validation"), self.device)
+            with self.processes.main_first():
+                validation = cache_validation_windows(recipe, self._encoding("validation"), self.device)
             self.windows.say_what_is_lost("validation", validation)
             if self.global_step:
                 self.line.say(f"going on at phase {recipe.phases[self.phase].name}, step {self.step}")
@@ -107,8 +122,10 @@ class Trainer:
                 state = None
                 self.phase, self.step = self.phase + 1, 0
                 self._check_stop()
-        draw_curves(self.log.rows(), recipe.out / "curves.png", recipe.name)
-        return learner.export(recipe.out / "model", self.summary())
+        if self.log is not None:
+            draw_curves(self.log.rows(), recipe.out / "curves.png", recipe.name)
+            learner.export(recipe.out / "model", self.summary())
+        return recipe.out / "model"
 
     def _start_from_frames(self, learner: Learner) -> None:
         """The least-squares start of tokens and unfolder, where the recipe asks for it."""
@@ -119,9 +136,11 @@ class Trainer:
         count = min(reader.start_windows, len(windows))
         self.line.say(f"least-squares start from {count} windows")
         chosen = [range(first, min(first + START_BATCH, count)) for first in range(0, count, START_BATCH)]
-        batches = [windows.frames(list(part)) for part in chosen]
-        lost = start_from_frames(learner.hfq_former, learner.reader.unfold, batches)
-        self.line.say(f"tokens and unfolder start by losing {lost:.1%} of the frames' variance")
+        if self.processes.main:
+            batches = [windows.frames(list(part)) for part in chosen]
+            lost = start_from_frames(learner.hfq_former, learner.reader.unfold, batches)
+            self.line.say(f"tokens and unfolder start by losing {lost:.1%} of the frames' variance")
+        self.processes.take_over([learner.hfq_former, learner.reader.unfold])
 
     def summary(self) -> dict[str, Any]:
         """What a model card says of the run."""
@@ -131,6 +150,7 @@ class Trainer:
             "hours": round(self.seconds / 3600, 3),
             "seed": self.recipe.seed,
             "threads": self.recipe.threads,
+            "processes": self.processes.count,
         }
 
     def _run_phase(
@@ -148,11 +168,12 @@ class Trainer:
             optimizers.load_state_dict(state["optimizers"])
             if average is not None:
                 average.load_state_dict(state["average"])
+        shared = self.processes.prepare(objective)
         for step in range(self.step, phase.steps):
             started = time.monotonic()
             learner.train(phase)
             try:
-                numbers = self._one_step(phase, step, objective, optimizers)
+                numbers = self._one_step(phase, step, shared, optimizers)
             except Stopped:
                 # While windows were encoded, before any weight moved.
                 if self.step:
@@ -163,59 +184,71 @@ class Trainer:
                 average.update()
             self.step, self.global_step = step + 1, self.global_step + 1
             self.seconds = time.monotonic() - self._clock
-            row = {"kind": "step", "phase": phase.name, "global_step": self.global_step}
-            took = round(time.monotonic() - started, 3)
-            self.log.write({**row, "seconds": round(self.seconds, 2), "step_seconds": took, **numbers})
-            left = phase.steps - step - 1 + sum(p.steps for p in self.recipe.phases[self.phase + 1 :])
-            self.line.show(phase.name, step + 1, phase.steps, left, numbers)
+            self._log_step(phase, time.monotonic() - started, numbers)
             last = step + 1 == phase.steps
-            if last or (step + 1) % phase.validate_every == 0:
+            if self.processes.main and (last or (step + 1) % phase.validate_every == 0):
                 self._validate(phase, learner, objective, validation, average)
+            due = self.processes.main and time.monotonic() - self._saved > self.recipe.checkpoint_minutes * 60
+            # All leave after the same step, whichever of them was told to.
+            agreed = self.processes.total({"asked": self._interruption.asked, "due": due})
+            self._stopping = agreed["asked"] > 0
             if last:
                 if average is not None:
                     average.swap()
+                shared.close()
                 learner.finish(phase, objective)
                 self._save(learner, None, None, None)
-            elif self._interruption.asked or time.monotonic() - self._saved > self.recipe.checkpoint_minutes * 60:
+            elif self._stopping or agreed["due"]:
                 self._save(learner, objective, optimizers, average)
                 self._check_stop()
 
+    def _log_step(self, phase: Phase, took: float, numbers: dict[str, float]) -> None:
+        """A line for programs and one for people."""
+        if self.log is None:
+            return
+        row = {"kind": "step", "phase": phase.name, "global_step": self.global_step}
+        times = {"seconds": round(self.seconds, 2), "step_seconds": round(took, 3)}
+        self.log.write({**row, **times, **numbers})
+        left = phase.steps - self.step + sum(p.steps for p in self.recipe.phases[self.phase + 1 :])
+        self.line.show(phase.name, self.step, phase.steps, left, numbers)
+
     def _check_stop(self) -> None:
         """Leave where everything is saved."""
-        if self._interruption.asked:
+        if self._stopping:
             self.line.say(f"stopped at step {self.global_step}; the same command goes on from there")
-        self._interruption.check()
+            raise Stopped
 
     def _one_step(
         self,
         phase: Phase,
         step: int,
-        objective: Objective,
+        shared: Shared,
         optimizers: Optimizers,
     ) -> dict[str, float]:
         generator = torch.Generator().manual_seed(_seed(self.recipe.seed, self.phase, step))
         torch.manual_seed(_seed(self.recipe.seed, self.phase, step))
+        indices = range(step * phase.accumulate, (step + 1) * phase.accumulate)
+        if isinstance(shared.objective, InstructionTuning):
+            batches: list[Any] = [shared.objective.batch(index) for index in indices]
+            lost = 0
+        else:
+            batches = [self.windows.batch(self.phase, index, generator) for index in indices]
+            lost = sum(self.windows.is_too_long(text) for batch in batches for text in batch.texts)
         totals: dict[str, float] = {}
-        clips: list[str] = []
-        lost = 0
-        for micro in range(phase.accumulate):
-            index = step * phase.accumulate + micro
-            if isinstance(objective, InstructionTuning):
-                batch: Any = objective.batch(index)
-            else:
-                batch = self.windows.batch(self.phase, index, generator)
-                lost += sum(self.windows.is_too_long(text) for text in batch.texts)
-            clips += batch.clips
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-                losses = objective.losses(batch)
-            for name, value in losses.items():
-                totals[name] = totals.get(name, 0.0) + float(value.detach()) / phase.accumulate
-            if not math.isfinite(float(losses["loss"].detach())):
-                self._stop_on_non_finite("loss", batch.clips, totals)
-            (losses["loss"] / phase.accumulate).backward()
+        amounts = shared.amounts(batches)
+        for batch in batches:
+            with shared.reducing(batch is batches[-1]):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+                    losses = shared.contribution(batch, amounts)
+                values = self.processes.total({name: float(value.detach()) for name, value in losses.items()})
+                for name, value in values.items():
+                    totals[name] = totals.get(name, 0.0) + value
+                if not math.isfinite(values["loss"]):
+                    self._stop_on_non_finite("loss", batch.clips, totals)
+                shared.backward(losses["loss"])
         norm = optimizers.clip()
         if not math.isfinite(norm):
-            self._stop_on_non_finite("gradient", clips, totals)
+            self._stop_on_non_finite("gradient", [clip for batch in batches for clip in batch.clips], totals)
         optimizers.step(step)
         numbers = {k: round(v, 5) for k, v in totals.items()} | {"norm": round(norm, 4), "rate": optimizers.rate(step)}
         if phase.objective in ("tied", "ctc") or phase.ctc_weight:
@@ -231,6 +264,7 @@ class Trainer:
         average: Average | None,
     ) -> None:
         """Measure what would leave the phase now, log and draw it."""
+        assert self.log is not None
         if average is not None:
             average.swap()
         learner.eval()
@@ -248,6 +282,8 @@ class Trainer:
         self, learner: Learner, objective: Objective | None, optimizers: Optimizers | None, average: Average | None
     ) -> None:
         """Without objective and optimizers, it is the end of the phase: the next one starts from the parts alone."""
+        if not self.processes.main:
+            return
         state = {
             "recipe": _digest(self.recipe, self.phase),
             "phase": self.phase,
@@ -278,9 +314,10 @@ class Trainer:
             "clips": ids,
         }
         target = self.recipe.out / "non-finite.json"
-        with writing(target, "the report"):
-            target.with_suffix(".partial").write_text(json.dumps(report, indent=1))
-            target.with_suffix(".partial").replace(target)
+        if self.processes.main:
+            with writing(target, "the report"):
+                target.with_suffix(".partial").write_text(json.dumps(report, indent=1))
+                target.with_suffix(".partial").replace(target)
         raise TrainingError(
             f"The {what} at step {self.global_step + 1} is not finite; its clips are {', '.join(ids[:4])} … "
             f"(all in {target}): look at them, or lower the phase's rates or raise warmup_steps and train anew into "
@@ -295,18 +332,6 @@ class Trainer:
             self._interruption.check()
 
         return show
-
-
-def _device(name: str) -> torch.device:
-    """The device of a recipe; `auto` is CUDA where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise RecipeError(f"device is {name!r}, which this machine does not have; set auto, cpu or cuda.") from None
-    return device
 
 
 def _seed(seed: int, phase: int, step: int) -> int:

@@ -1,5 +1,6 @@
 """The paper's loss: the language model writes the transcript after the speech tokens (section 4, stage 1)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from fastslm.model.hfq_former import HFQFormer
 from fastslm.model.lora import lora_parameters
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
-from fastslm.training.objectives import Batch
+from fastslm.training.objectives import Batch, combined
 
 IGNORED = -100
 NEW_TOKENS = 128
@@ -33,7 +34,10 @@ class LanguageModelTranscript:
     def __init__(self, model: FastSLMForConditionalGeneration, processor: FastSLMProcessor, ctc_weight: float):
         # Of transformers' mixins, which type checkers cannot follow.
         self.model: Any = model
-        self.processor, self.ctc_weight = processor, ctc_weight
+        self.processor = processor
+        self.weights: dict[str, float] = {"transcript": 1.0}
+        if ctc_weight:
+            self.weights["ctc"] = ctc_weight
         assert isinstance(model.hfq_former, HFQFormer)
         self.parts: dict[str, nn.Module] = {
             "hfq": model.hfq_former,
@@ -68,10 +72,15 @@ class LanguageModelTranscript:
         # The logits of the prompt are not wanted; the one before the answer is, since labels are shifted.
         wanted = inputs["input_ids"].shape[1] - len(self.prompt) + 1
         transcript = self.model(speech_tokens=speech, logits_to_keep=wanted, use_cache=False, **inputs).loss
-        if not self.ctc_weight:
-            return {"loss": transcript, "transcript": transcript}
-        heard = ctc_loss(self.model.letters(tokens), batch.texts)
-        return {"loss": transcript + self.ctc_weight * heard, "transcript": transcript, "ctc": heard}
+        terms = {"transcript": transcript}
+        if "ctc" in self.weights:
+            terms["ctc"] = ctc_loss(self.model.letters(tokens), batch.texts)
+        return {"loss": combined(terms, self.weights), **terms}
+
+    def amounts(self, batches: Sequence[Batch]) -> dict[str, float]:
+        labels = [self.sequences([ctc_text(text) for text in batch.texts])["labels"] for batch in batches]
+        found: dict[str, float] = {"transcript": sum(int((own != IGNORED).sum()) for own in labels)}
+        return found | ({"ctc": sum(map(len, batches))} if "ctc" in self.weights else {})
 
     def log_probs(self, frames: torch.Tensor) -> torch.Tensor:
         return self.model.letters(self.model.hfq_former(frames))

@@ -48,7 +48,9 @@ def sentences(objective: Objective, numbers: dict[str, float], clips: int) -> li
     if isinstance(objective, Writer) and "written_wer" in numbers:
         said.append(f"words wrong as {objective.writer} writes: {numbers['written_wer']:.1%}")
     judged = [name for name in numbers if name not in ("loss", "wer", "cer", "written_wer")]
-    said += [f"{name.replace('_', ' ')}: {numbers[name]:.1%}" for name in judged]
+    for name in judged:
+        figure = f"{numbers[name]:.3f}" if name.endswith("loss") else f"{numbers[name]:.1%}"
+        said.append(f"{name.replace('_', ' ')}: {figure}")
     return [
         *said,
         f"validation of {clips} clips: loss {numbers['loss']:.3f}, words wrong {numbers['wer']:.1%}, "
