@@ -96,8 +96,8 @@ def open_container(file: BinaryIO | Passing, name: str, extent: Extent | None = 
     except (FFmpegError, OSError) as error:
         if extent is not None and extent.missing:
             raise CutShortError(
-                f"{name} is cut short: at least its last {extent.missing} bytes are missing, and without them nothing of it can "
-                "be read: get the file again."
+                f"{name} is cut short: at least its last {extent.missing} bytes are missing, and without them nothing "
+                "of it can be read: get the file again."
             ) from None
         raise _not_readable(name, error) from None
     with container:

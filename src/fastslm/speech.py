@@ -62,6 +62,7 @@ class FastSLM:
         sampling_rate: float | None = None,
         cuts: Cuts | None = None,
         kept_at: str | os.PathLike | None = None,
+        partial: bool = False,
         on_progress: OnProgress | None = None,
     ) -> SpeechMemory:
         """The recording as 50 tokens for each window: every task takes it in place of the audio, and answers the same.
@@ -71,10 +72,11 @@ class FastSLM:
             cuts: where windows end: `fixed` (default), every 30 s; `quiet`, at the quietest place within the last 5 s
                 of each 30, so that no word is split.
             kept_at: a file for what is finished, from which a stopped encoding goes on; to be deleted afterwards.
+            partial: of a recording that breaks off before its end, take what is there, and mark what is made of it.
             on_progress: told how far it is, from time to time.
 
         Raises:
-            AudioError: the recording cannot be read.
+            AudioError: the recording cannot be read; a CutShortError, it breaks off.
             OptionError: unknown cuts, or such as the model does not allow.
             CheckpointError: a memory of another model.
         """
@@ -82,7 +84,12 @@ class FastSLM:
         if memory is None:
             assert not isinstance(source, SpeechMemory)
             return self.encoder.encode(
-                source, sampling_rate, cuts=cuts or "fixed", kept_at=kept_at, on_progress=on_progress
+                source,
+                sampling_rate,
+                cuts=cuts or "fixed",
+                kept_at=kept_at,
+                partial=partial,
+                on_progress=on_progress,
             )
         if sampling_rate is not None:
             raise OptionError("A sampling rate was given with a speech memory: leave it out, it belongs to arrays.")
@@ -104,6 +111,7 @@ class FastSLM:
         no_speech: NoSpeech | None = None,
         cuts: Cuts | None = None,
         sampling_rate: float | None = None,
+        partial: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Transcript:
         """What is said in a recording of any length, with the times of its windows and, from the CTC head, its words.
@@ -113,7 +121,7 @@ class FastSLM:
                 `TranscriptionOptions`.
             cuts: as of `encode`, but where it is left open, a reader that writes tokens gets `quiet` ones: it loses
                 fewer words at them (docs/benchmarks.md).
-            sampling_rate, on_progress: those of `encode`.
+            sampling_rate, partial, on_progress: those of `encode`.
 
         Raises:
             AudioError: the recording cannot be read.
@@ -125,7 +133,7 @@ class FastSLM:
         options = options.resolved(self.model)
         if cuts is None and not _is_memory(source):
             cuts = self._best_cuts(options)
-        memory = self.encode(source, sampling_rate=sampling_rate, cuts=cuts, on_progress=on_progress)
+        memory = self.encode(source, sampling_rate=sampling_rate, cuts=cuts, partial=partial, on_progress=on_progress)
         (transcript,) = self.transcriber.transcribe(iter([memory]), options, started)
         return transcript
 
@@ -141,6 +149,7 @@ class FastSLM:
         repetition: Repetition = "retry",
         no_speech: NoSpeech | None = None,
         cuts: Cuts | None = None,
+        partial: bool = False,
     ) -> Iterator[Transcript]:
         """As `transcribe`, for many recordings, in their order: short ones share the model's batches.
 
@@ -149,7 +158,8 @@ class FastSLM:
         options = TranscriptionOptions(language, reader, max_new_tokens, method, context_windows, repetition, no_speech)
         options = options.resolved(self.model)
         chosen = cuts or self._best_cuts(options)
-        memories = self.encoder.encode_many(((name_of(own), own) for own in sources), cuts=chosen)
+        named = ((name_of(own), own) for own in sources)
+        memories = self.encoder.encode_many(named, cuts=chosen, partial=partial)
         yield from self.transcriber.transcribe(memories, options)
 
     def _best_cuts(self, options: TranscriptionOptions) -> Cuts:
@@ -224,6 +234,7 @@ class FastSLM:
         *,
         sampling_rate: float | None = None,
         cuts: Cuts | None = None,
+        partial: bool = False,
         on_progress: OnProgress | None = None,
         **options: Any,
     ) -> Answer:
@@ -234,7 +245,8 @@ class FastSLM:
         chosen.check(self.model)
         sources: Any = source if isinstance(source, list | tuple) else [source]
         memories = [
-            self.encode(own, sampling_rate=sampling_rate, cuts=cuts, on_progress=on_progress) for own in sources
+            self.encode(own, sampling_rate=sampling_rate, cuts=cuts, partial=partial, on_progress=on_progress)
+            for own in sources
         ]
         return self.answerer.answer(memories, task, chosen, started, **prompt_options)
 

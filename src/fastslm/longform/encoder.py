@@ -43,8 +43,14 @@ class _Recording:
     silent: list[bool] = field(default_factory=list)
     tokens: list[torch.Tensor] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    partial: bool = False  # it breaks off, and what is there was asked for
     audio_digest: bytes = b""  # of what was read
     complete: bool = False  # all windows are read, though not all may be encoded
+
+    def break_off(self, sentence: str) -> None:
+        """It ended too early, as the sentence says."""
+        self.warnings.append(sentence)
+        self.partial = True
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,7 @@ class WindowEncoder:
         name: str | None = None,
         cuts: Cuts = "fixed",
         kept_at: str | os.PathLike | None = None,
+        partial: bool = False,
         on_progress: OnProgress | None = None,
     ) -> SpeechMemory:
         """The speech memory of a recording of any length. Arguments and errors are `fastslm.audio.stream_audio`'s.
@@ -115,7 +122,9 @@ class WindowEncoder:
         Args:
             cuts: `fixed`, every 30 s; `quiet`, at the quietest place within the last 5 s of each 30.
             kept_at: a file for the finished groups. Where a stopped encoding of this recording left one, it goes on,
-                to the same bits. The caller deletes it once the memory is saved.
+                to the same bits. The caller deletes it once the memory is saved; what was made of a recording that
+                cannot be encoded is deleted here.
+            partial: of a recording that breaks off before its end, take what is there, and mark the memory.
             on_progress: told how far it is; first how far it was when it went on.
 
         Raises:
@@ -127,7 +136,13 @@ class WindowEncoder:
             if kept_at is not None:
                 kept = stack.enter_context(KeptGroups(kept_at, self._stamp(cuts)))
             sources = [(name or name_of(source), source)]
-            (memory,) = self._encode(sources, sampling_rate, cuts, kept, on_progress)
+            try:
+                (memory,) = self._encode(sources, sampling_rate, cuts, partial, kept, on_progress)
+            except AudioError as error:
+                # A read that failed may succeed the next time; a recording that is at fault has to be another one.
+                if kept is not None and not isinstance(error.__cause__, OSError):
+                    kept.discard()
+                raise
         if on_progress:
             on_progress(Progress(memory.duration, memory.duration))
         return memory
@@ -138,6 +153,7 @@ class WindowEncoder:
         sampling_rate: float | None = None,
         *,
         cuts: Cuts = "fixed",
+        partial: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Iterator[SpeechMemory]:
         """The memories of named recordings, in their order; windows of several share a group.
@@ -145,13 +161,14 @@ class WindowEncoder:
         A window's tokens do not depend on its group: each memory equals that of `encode` to the arithmetic's rounding.
         The sources are iterated in another thread.
         """
-        yield from self._encode(sources, sampling_rate, cuts, None, on_progress)
+        yield from self._encode(sources, sampling_rate, cuts, partial, None, on_progress)
 
     def _encode(
         self,
         sources: Iterable[tuple[str, AudioSource]],
         sampling_rate: float | None,
         cuts: Cuts,
+        partial: bool,
         kept: KeptGroups | None,
         on_progress: OnProgress | None,
     ) -> Iterator[SpeechMemory]:
@@ -160,7 +177,9 @@ class WindowEncoder:
         waiting: list[_Recording] = []
         group: list[_Window] = []
         start = kept.samples / SAMPLE_RATE if kept else 0.0
-        events = ahead(self._hear(sources, sampling_rate, cuts, known, on_progress is not None), self.group_windows)
+        events = ahead(
+            self._hear(sources, sampling_rate, cuts, partial, known, on_progress is not None), self.group_windows
+        )
         for event in events:
             if isinstance(event, _Window):
                 event.recording.samples.append(event.samples)
@@ -190,6 +209,7 @@ class WindowEncoder:
         sources: Iterable[tuple[str, AudioSource]],
         sampling_rate: float | None,
         cuts: Cuts,
+        partial: bool,
         known: int,
         probe: bool,
     ) -> Iterator[_Begun | _Window | _Ended]:
@@ -204,30 +224,41 @@ class WindowEncoder:
             recording = _Recording(name, probe_duration(source, sampling_rate) if probe else None)
             yield _Begun(recording)
             digest = hashlib.sha256()
-            for samples, features in self._features(recording, source, sampling_rate, cuts, known):
-                digest.update(np.ascontiguousarray(samples, dtype=np.float32).tobytes())
-                length, silent = len(samples), is_silent(samples)
-                del samples
-                yield _Window(recording, features, length, silent, digest.digest())
-                del features
+            on_cut = recording.break_off if partial else None
+            changed = f"{name} changed while it was read: wait until it is written, and run this again."
+            try:
+                for samples, features in self._features(recording, source, sampling_rate, cuts, known, on_cut):
+                    digest.update(np.ascontiguousarray(samples, dtype=np.float32).tobytes())
+                    length, silent = len(samples), is_silent(samples)
+                    del samples
+                    yield _Window(recording, features, length, silent, digest.digest())
+                    del features
+            except AudioError as error:
+                raise (AudioError(changed) if _file_stamp(source) != before else error) from error.__cause__
             if _file_stamp(source) != before:
-                raise AudioError(f"{name} changed while it was read: wait until it is written, and run this again.")
+                raise AudioError(changed)
             yield _Ended(recording)
 
     def _features(
-        self, recording: _Recording, source: AudioSource, sampling_rate: float | None, cuts: Cuts, known: int
+        self,
+        recording: _Recording,
+        source: AudioSource,
+        sampling_rate: float | None,
+        cuts: Cuts,
+        known: int,
+        on_cut: Callable[[str], None] | None,
     ) -> Iterator[tuple[np.ndarray, torch.Tensor | None]]:
         """Windows (samples,) and their log-mel (mel bins, 3000), one by one; no log-mel for the first `known`."""
         mels = self.model.config.audio_config.num_mel_bins
         if self.model.config.mel_mode == "authors":
-            waveform = load_audio(source, sampling_rate, on_warning=recording.warnings.append)
+            waveform = load_audio(source, sampling_rate, on_warning=recording.warnings.append, on_cut=on_cut)
             whole = file_mel(waveform, mels)
             for index, features in enumerate(whole):
                 # The last window takes what is less than a frame beyond it.
                 stop = None if index + 1 == len(whole) else (index + 1) * WINDOW_SAMPLES
                 yield waveform[index * WINDOW_SAMPLES : stop], None if index < known else features
             return
-        blocks = stream_audio(source, sampling_rate, on_warning=recording.warnings.append)
+        blocks = stream_audio(source, sampling_rate, on_warning=recording.warnings.append, on_cut=on_cut)
         for index, window in enumerate(cut(blocks, cuts)):
             features = None if index < known else window_mel([window], mels)[0]
             yield window, features
@@ -275,6 +306,7 @@ class WindowEncoder:
             duration=float(ends[-1]),
             audio_sha256=recording.audio_digest.hex(),
             warnings=tuple(recording.warnings),
+            partial=recording.partial,
         )
         return SpeechMemory(_stacked(recording.tokens), times, torch.tensor(recording.silent), facts)
 

@@ -29,6 +29,7 @@ class MemoryFacts:
         duration: seconds, as decoded.
         audio_sha256: of the recording's samples as float32 at 16 kHz.
         warnings: what could not be decoded, one sentence each.
+        partial: whether the recording broke off before its end.
     """
 
     token_fingerprint: str
@@ -36,6 +37,7 @@ class MemoryFacts:
     duration: float
     audio_sha256: str
     warnings: tuple[str, ...] = ()
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ class SpeechMemory:
                 for memory in memories
                 for warning in memory.facts.warnings
             ),
+            partial=any(memory.facts.partial for memory in memories),
         )
         return cls(
             tokens=torch.cat([memory.tokens for memory in memories]),

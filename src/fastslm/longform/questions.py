@@ -177,6 +177,7 @@ class Answerer:
             ),
             finish_reason=reason,
             options={**asdict(options), "prefix_file": options.prefix_file and str(options.prefix_file)},
+            partial=any(memory.facts.partial for memory in memories),
         )
 
     def _plan(

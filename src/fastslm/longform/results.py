@@ -94,7 +94,7 @@ class Transcript:
     """What is said in a recording.
 
     duration: seconds. language: a code. warnings: one sentence for each thing that the text does not show. options:
-    those that it was made with, nothing left open.
+    those that it was made with, nothing left open. partial: the recording breaks off before its end, so the text does.
     """
 
     text: str
@@ -104,6 +104,7 @@ class Transcript:
     warnings: tuple[str, ...]
     usage: Usage
     options: Mapping[str, Any] = field(default_factory=dict)
+    partial: bool = False
 
     @property
     def finish_reason(self) -> FinishReason:
@@ -130,6 +131,7 @@ class Answer:
     usage: Usage
     finish_reason: FinishReason = "stop"
     options: Mapping[str, Any] = field(default_factory=dict)
+    partial: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON."""

@@ -123,6 +123,14 @@ class KeptGroups:
         except OSError as error:
             raise self._failed(error) from error
 
+    def discard(self) -> None:
+        """Delete the file: nothing can be made of what it holds."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._waiting.clear()
+        self.path.unlink(missing_ok=True)
+
     def _read(self) -> list[KeptGroup]:
         """What is whole in the file; the rest is cut off."""
         groups: list[KeptGroup] = []

@@ -303,6 +303,7 @@ def _transcript(
             method=options.method,
         ),
         options=asdict(options),
+        partial=memory.facts.partial,
     )
 
 
