@@ -62,6 +62,8 @@ class Processes:
             raise RecipeError(
                 f"device is {device!r}, but {self.count} processes take one device each; set auto, cpu or cuda."
             )
+        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+            raise RecipeError("FSDP is not supported: every process holds all weights; launch without --use_fsdp.")
         on_cpu = _device(device).type == "cpu"
         # What is computed in bfloat16 is the recipe's to say.
         self.accelerator = Accelerator(
