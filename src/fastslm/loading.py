@@ -66,6 +66,17 @@ def load(
     return FastSLM(model, processor, name=os.fspath(name))
 
 
+def unloaded(name: str | os.PathLike = DEFAULT_MODEL) -> FastSLMForConditionalGeneration:
+    """A model without its weights, on the meta device: what options are checked against before anything slow.
+
+    Raises:
+        CheckpointError: there is no such model. WeightsError: it cannot be fetched.
+    """
+    config = _config(checkpoint_folder(name), os.fspath(name))
+    with torch.device("meta"):
+        return FastSLMForConditionalGeneration(config)
+
+
 def bundled_models() -> dict[str, Path]:
     """Models that come with fastslm and their folders: in the installed package, or in the checkout it runs from."""
     package = Path(str(files("fastslm")))

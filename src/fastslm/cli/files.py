@@ -1,7 +1,7 @@
 """One command over several files: each is read whatever becomes of the others, and progress is shown for each."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +14,7 @@ from fastslm.errors import FastSLMError, OptionError
 
 if TYPE_CHECKING:
     from fastslm.longform.encoder import OnProgress
+    from fastslm.model.modeling import FastSLMForConditionalGeneration
     from fastslm.speech import FastSLM
 
 Result = TypeVar("Result")
@@ -27,21 +28,40 @@ def for_each_file(
     dtype: str,
     work: Callable[["FastSLM", Path, "OnProgress"], Result],
     hand_over: Callable[["FastSLM", Path, Result], None],
+    *,
+    check: Callable[["FastSLMForConditionalGeneration"], object] | None = None,
+    partial: bool = False,
+    together: Sequence[Path] = (),
 ) -> None:
     """`work` on each file, then `hand_over` what it gave. A file at fault is said, and the others go on.
 
-    Files are looked at first, so that what cannot be read costs no loading of the model. Results are handed over as
-    they come, each after its progress was cleared from the terminal.
+    Files are looked at first, and options checked, so that what cannot be done costs no loading of the model. Results
+    are handed over as they come, each after its progress was cleared from the terminal.
+
+    Args:
+        check: raises what is wrong with the options, by a model without its weights; `None` if none were given.
+        partial: whether a recording that breaks off is no fault.
+        together: the files that are taken with the first, it among them.
 
     Raises:
         typer.Exit: with status 2, at the end, if a file was at fault.
+        OptionError: from `check`.
     """
     from fastslm.longform.results import clock
 
     told: set[str] = set()
-    readable = [file for file in files if _went_well(lambda file=file: _look_at(file), told)]
+
+    def look(file: Path) -> None:
+        for own in together or [file]:
+            _look_at(own, partial)
+
+    readable = [file for file in files if _went_well(lambda file=file: look(file), told)]
     done = 0
     if readable:
+        if check is not None:
+            from fastslm.loading import unloaded
+
+            check(unloaded(model))
         loaded = load_quietly(model, device, dtype)
         for file in readable:
 
@@ -97,17 +117,23 @@ def warn(file: Path, warnings: tuple[str, ...]) -> None:
         typer.echo(f"fastslm: warning: {named}", err=True)
 
 
-def _look_at(file: Path) -> None:
-    """Raise what shows of a file in its first second: before a model is loaded, or even fetched."""
-    from fastslm.audio import SAMPLE_RATE, probe_duration, stream_audio
+def _look_at(file: Path, partial: bool) -> None:
+    """Raise what shows of a file in its first second, or that it breaks off: before a model is loaded or fetched."""
+    from fastslm.audio import SAMPLE_RATE, probe_duration, require_whole, stream_audio
     from fastslm.longform.memory import SUFFIX, SpeechMemory
 
     if file.suffix.lower() == SUFFIX:
         SpeechMemory.load(file)
     elif file.is_file():
-        next(stream_audio(file, block_samples=SAMPLE_RATE))
+        next(stream_audio(file, block_samples=SAMPLE_RATE, on_cut=_let_pass if partial else None))
+        if not partial:
+            require_whole(file)
     else:
         probe_duration(file)  # of a pipe nothing is taken
+
+
+def _let_pass(sentence: str) -> None:
+    """That is said where the file is read."""
 
 
 def _announce(loaded: "FastSLM", file: Path) -> None:

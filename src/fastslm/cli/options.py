@@ -5,9 +5,21 @@ from typing import Annotated
 
 import typer
 
+from fastslm.errors import OptionError
+
+
+def path_named(text: str) -> Path:
+    """A path as it was written; an empty one, as of a variable that is not set, would be the current folder."""
+    if not text.strip():
+        raise OptionError("A path is empty, the name of a file or folder is needed: give it, or leave it out.")
+    return Path(text)
+
+
 Files = Annotated[
     list[Path],
-    typer.Argument(metavar="FILE", help="Recordings, or memories of `fastslm encode`.", show_default=False),
+    typer.Argument(
+        metavar="FILE", parser=path_named, help="Recordings, or memories of `fastslm encode`.", show_default=False
+    ),
 ]
 Model = Annotated[str, typer.Option(help="fastslm-tiny, a checkpoint's folder, or owner/name on the Hugging Face Hub.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, … ; auto is CUDA where there is some.")]
@@ -15,7 +27,12 @@ DType = Annotated[str, typer.Option(help="float32, bfloat16, float16; auto fits 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line for each FILE.")]
 OutputDir = Annotated[
     Path | None,
-    typer.Option(help="Write one file for each FILE there, instead of standard output.", show_default=False),
+    typer.Option(
+        metavar="FOLDER",
+        parser=path_named,
+        help="Write one file for each FILE there, instead of standard output.",
+        show_default=False,
+    ),
 ]
 MaxNewTokens = Annotated[
     int | None,
@@ -30,4 +47,7 @@ Cuts = Annotated[
         help="Where windows end: fixed, every 30 s, or quiet, in a pause before; by default as the reader needs.",
         show_default=False,
     ),
+]
+Partial = Annotated[
+    bool, typer.Option("--partial", help="Take a recording that is cut short as far as it goes, and mark the result.")
 ]

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fastslm.cli.options import path_named
+
 Method = Annotated[
     str, typer.Option(help="window, each alone; context, each with those before it; whole, all in one prompt.")
 ]
@@ -30,6 +32,11 @@ RopeScaling = Annotated[
 ]
 PrefixFile = Annotated[
     Path | None,
-    typer.Option(help="Keep what the language model made of FILE there: a later question is fast.", show_default=False),
+    typer.Option(
+        metavar="PATH",
+        parser=path_named,
+        help="Keep what the language model made of FILE there: a later question is fast.",
+        show_default=False,
+    ),
 ]
 Together = Annotated[bool, typer.Option("--together", help="Take all files as one, instead of each alone.")]

@@ -6,9 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from fastslm.cli.files import for_each_file, output_paths, warn
-from fastslm.cli.options import AsJson, Cuts, Device, DType, Files, MaxNewTokens, Model, OutputDir, Reader
+from fastslm.cli.options import (
+    AsJson,
+    Cuts,
+    Device,
+    DType,
+    Files,
+    MaxNewTokens,
+    Model,
+    OutputDir,
+    Partial,
+    Reader,
+    path_named,
+)
 from fastslm.cli.task_options import (
     AnswerMethod,
     ContextWindows,
@@ -26,6 +39,7 @@ if TYPE_CHECKING:
     from fastslm.longform.encoder import OnProgress
     from fastslm.longform.memory import SpeechMemory
     from fastslm.longform.results import Answer, Progress, Transcript
+    from fastslm.model.modeling import FastSLMForConditionalGeneration
     from fastslm.speech import FastSLM
 
 DEFAULT_MODEL = "fastslm-tiny"
@@ -51,11 +65,14 @@ def transcribe(
     repetition: Repetition = "retry",
     no_speech: NoSpeech = None,
     cuts: Cuts = None,
+    partial: Partial = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
     """Write down what is said, with times."""
+    from fastslm.longform.cuts import check_cuts
     from fastslm.longform.formats import format_named
+    from fastslm.longform.transcription import TranscriptionOptions
     from fastslm.writing import write_text
 
     if as_json and format_name not in (None, "json"):
@@ -63,19 +80,29 @@ def transcribe(
     form = format_named("json" if as_json else format_name or "text")
     if form.has_marks and output_dir is None and len(files) > 1:
         raise OptionError(f"Several {form.name} files cannot follow one another on standard output: give --output-dir.")
+    options: dict[str, Any] = {
+        "language": language,
+        "reader": reader,
+        "max_new_tokens": max_new_tokens,
+        "method": method,
+        "context_windows": context_windows,
+        "repetition": repetition,
+        "no_speech": no_speech,
+    }
+    chosen = TranscriptionOptions(**options)
+
+    def check(empty: "FastSLMForConditionalGeneration") -> None:
+        chosen.resolved(empty)
+        check_cuts(cuts or "fixed", empty.config.mel_mode)
+
     targets = output_paths(files, output_dir, form.suffix) if output_dir else {}
 
     def work(loaded: "FastSLM", file: Path, on_progress: "OnProgress") -> "Transcript":
         return loaded.transcribe(
             file,
-            language=language,
-            reader=reader,  # type: ignore[arg-type]
-            max_new_tokens=max_new_tokens,
-            method=method,  # type: ignore[arg-type]
-            context_windows=context_windows,
-            repetition=repetition,  # type: ignore[arg-type]
-            no_speech=no_speech,  # type: ignore[arg-type]
+            **options,
             cuts=cuts,  # type: ignore[arg-type]
+            partial=partial,
             on_progress=on_progress,
         )
 
@@ -91,7 +118,8 @@ def transcribe(
         else:
             _print_text(file, files, form.write(transcript))
 
-    for_each_file(files, model, device, dtype, work, hand_over)
+    given = chosen != TranscriptionOptions() or cuts is not None
+    for_each_file(files, model, device, dtype, work, hand_over, check=check if given else None, partial=partial)
 
 
 @app.command()
@@ -108,6 +136,7 @@ def translate(
     repetition: Repetition = "retry",
     prefix_file: PrefixFile = None,
     together: Together = False,
+    partial: Partial = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -118,6 +147,7 @@ def translate(
         as_json,
         output_dir,
         together,
+        partial,
         {
             "max_new_tokens": max_new_tokens,
             "method": method,
@@ -126,6 +156,8 @@ def translate(
             "repetition": repetition,
             "prefix_file": prefix_file,
         },
+        "translate",
+        {"language": to},
         lambda loaded, sources, options, show: loaded.translate(sources, to, **options, on_progress=show),
     )
 
@@ -143,6 +175,7 @@ def summarize(
     repetition: Repetition = "retry",
     prefix_file: PrefixFile = None,
     together: Together = False,
+    partial: Partial = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -153,6 +186,7 @@ def summarize(
         as_json,
         output_dir,
         together,
+        partial,
         {
             "max_new_tokens": max_new_tokens,
             "method": method,
@@ -161,11 +195,20 @@ def summarize(
             "repetition": repetition,
             "prefix_file": prefix_file,
         },
+        "summarize",
+        {},
         lambda loaded, sources, options, show: loaded.summarize(sources, **options, on_progress=show),
     )
 
 
-@app.command()
+class _Ask(TyperCommand):
+    """Files and the question are one list to the parser, and two things to people."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return ["[OPTIONS]", "{FILE}...", "{QUESTION}"]
+
+
+@app.command(cls=_Ask)
 def ask(
     arguments: Annotated[
         list[str], typer.Argument(metavar="FILE... QUESTION", help="Recordings or memories, then what to ask.")
@@ -183,6 +226,7 @@ def ask(
     repetition: Repetition = "retry",
     prefix_file: PrefixFile = None,
     together: Together = False,
+    partial: Partial = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -195,11 +239,12 @@ def ask(
         )
     asked = question
     _answers(
-        [Path(file) for file in arguments],
+        [path_named(file) for file in arguments],
         (model, device, dtype),
         as_json,
         output_dir,
         together,
+        partial,
         {
             "max_new_tokens": max_new_tokens,
             "method": method,
@@ -208,6 +253,8 @@ def ask(
             "repetition": repetition,
             "prefix_file": prefix_file,
         },
+        "ask",
+        {"question": asked},
         lambda loaded, sources, options, show: loaded.ask(sources, asked, **options, on_progress=show),
     )
 
@@ -216,8 +263,11 @@ def ask(
 def encode(
     files: Files,
     model: Model = DEFAULT_MODEL,
-    output_dir: Annotated[Path, typer.Option(help="Folder of the memories.")] = Path(),
+    output_dir: Annotated[
+        Path, typer.Option(metavar="FOLDER", parser=path_named, help="Folder of the memories.")
+    ] = Path(),
     cuts: Cuts = None,
+    partial: Partial = False,
     as_json: AsJson = False,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -227,12 +277,13 @@ def encode(
     What is finished of a long recording is kept in FILE.fslm.partial: stopped or killed, the same command goes on.
     """
     from fastslm.longform import resumption
+    from fastslm.longform.cuts import check_cuts
     from fastslm.longform.memory import SUFFIX
     from fastslm.longform.results import clock
 
     targets = output_paths(files, output_dir, SUFFIX)
 
-    def partial(file: Path) -> Path:
+    def kept(file: Path) -> Path:
         return targets[file].with_name(targets[file].name + resumption.SUFFIX)
 
     def work(loaded: "FastSLM", file: Path, on_progress: "OnProgress") -> "SpeechMemory":
@@ -241,32 +292,33 @@ def encode(
         def show(progress: "Progress") -> None:
             nonlocal begun
             if not begun and progress.seconds:
-                typer.echo(f"fastslm: {file} goes on at {clock(progress.seconds)}, from {partial(file)}.", err=True)
+                typer.echo(f"fastslm: {file} goes on at {clock(progress.seconds)}, from {kept(file)}.", err=True)
             begun = True
             on_progress(progress)
 
         if file.suffix.lower() == SUFFIX:
             return loaded.encode(file, cuts=cuts)  # type: ignore[arg-type]
         try:
-            return loaded.encode(file, cuts=cuts, kept_at=partial(file), on_progress=show)  # type: ignore[arg-type]
+            return loaded.encode(file, cuts=cuts, kept_at=kept(file), partial=partial, on_progress=show)  # type: ignore[arg-type]
         except KeyboardInterrupt:
-            if partial(file).exists():
-                typer.echo(
-                    f"\nfastslm: {partial(file)} holds what is done: the same command goes on from it.", err=True
-                )
+            if kept(file).exists():
+                typer.echo(f"\nfastslm: {kept(file)} holds what is done: the same command goes on from it.", err=True)
             raise
 
     def hand_over(loaded: "FastSLM", file: Path, memory: "SpeechMemory") -> None:
         warn(file, memory.facts.warnings)
         path = memory.save(targets[file])
-        partial(file).unlink(missing_ok=True)
+        kept(file).unlink(missing_ok=True)
         if as_json:
             facts = {"memory": str(path), "duration": round(memory.duration, 3), "windows": len(memory.tokens)}
             _print_json(file, loaded, {**facts, "audio_tokens": memory.audio_tokens})
         else:
             typer.echo(path)
 
-    for_each_file(files, model, device, dtype, work, hand_over)
+    def check(empty: "FastSLMForConditionalGeneration") -> None:
+        check_cuts(cuts or "fixed", empty.config.mel_mode)
+
+    for_each_file(files, model, device, dtype, work, hand_over, check=check if cuts else None, partial=partial)
 
 
 def _answers(
@@ -275,11 +327,20 @@ def _answers(
     as_json: bool,
     output_dir: Path | None,
     together: bool,
+    partial: bool,
     options: dict[str, Any],
-    task: "Callable[[FastSLM, Path | list[Path], dict[str, Any], OnProgress], Answer]",
+    task: str,
+    prompt_options: dict[str, str],
+    answer: "Callable[[FastSLM, Path | list[Path], dict[str, Any], OnProgress], Answer]",
 ) -> None:
     """What a task of the language model says of each file, or of all of them as one."""
+    from fastslm.longform.formats import marked
+    from fastslm.longform.questions import AnswerOptions
+    from fastslm.prompts import build_content
     from fastslm.writing import write_text
+
+    build_content(task, **prompt_options)  # raises what is wrong with the question or the language
+    chosen = AnswerOptions(**options)
 
     if options["prefix_file"] is not None and len(files) > 1 and not together:
         raise OptionError("A --prefix-file keeps one prompt, and there are several files: give one, or --together.")
@@ -287,22 +348,30 @@ def _answers(
     targets = output_paths(named, output_dir, ".json" if as_json else ".txt") if output_dir else {}
 
     def work(loaded: "FastSLM", file: Path, on_progress: "OnProgress") -> "Answer":
-        return task(loaded, list(files) if together else file, options, on_progress)
+        return answer(loaded, list(files) if together else file, {**options, "partial": partial}, on_progress)
 
-    def hand_over(loaded: "FastSLM", file: Path, answer: "Answer") -> None:
-        warn(file, answer.warnings)
-        result: dict[str, object] = dict(answer.as_dict())
+    def hand_over(loaded: "FastSLM", file: Path, found: "Answer") -> None:
+        warn(file, found.warnings)
+        result: dict[str, object] = dict(found.as_dict())
+        text = marked(found.text, found.partial)
         if together:
             result["files"] = [str(own) for own in files]
         if file in targets:
-            text = _json(file, loaded, result) if as_json else answer.text
-            typer.echo(write_text(targets[file], text + "\n"))
+            typer.echo(write_text(targets[file], (_json(file, loaded, result) if as_json else text) + "\n"))
         elif as_json:
             _print_json(file, loaded, result)
         else:
-            _print_text(file, named, answer.text + "\n")
+            _print_text(file, named, text + "\n")
 
-    for_each_file(named, *which, work, hand_over)
+    for_each_file(
+        named,
+        *which,
+        work,
+        hand_over,
+        check=chosen.check if chosen != AnswerOptions() else None,
+        partial=partial,
+        together=files if together else (),
+    )
 
 
 def _json(file: Path, loaded: "FastSLM", result: dict[str, object]) -> str:

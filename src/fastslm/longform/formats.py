@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from fastslm.errors import OptionError
 from fastslm.longform.results import Transcript
-from fastslm.longform.subtitles import write_srt, write_vtt
+from fastslm.longform.subtitles import CUT_MARK, write_srt, write_vtt
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,17 @@ class Format:
 FORMATS = {
     form.name: form
     for form in (
-        Format("text", ".txt", lambda transcript: transcript.text + "\n"),
+        Format("text", ".txt", lambda transcript: marked(transcript.text, transcript.partial) + "\n"),
         Format("json", ".json", lambda transcript: json.dumps(transcript.as_dict(), ensure_ascii=False) + "\n"),
         Format("srt", ".srt", write_srt, has_marks=True),
         Format("vtt", ".vtt", write_vtt, has_marks=True),
     )
 }
+
+
+def marked(text: str, partial: bool) -> str:
+    """A text as it is for people to read: one of a recording that breaks off ends with a line that says so."""
+    return f"{text}\n{CUT_MARK}" if partial else text
 
 
 def format_named(name: str) -> Format:

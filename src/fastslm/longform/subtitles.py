@@ -15,6 +15,9 @@ SHORT_PAUSE = 0.3  # a longer one is a good place to end a cue
 # What a place is worth as the end of a cue, where filling the cue is worth 1.
 SENTENCE, CLAUSE, BREATH = 0.8, 0.4, 0.3
 SENTENCE_ENDS, CLAUSE_ENDS = (".", "?", "!", "…", "。", "？", "！"), (",", ";", ":", "，", "、", "；", "：")
+# What ends a text, and stands on the screen for some seconds, where the recording breaks off.
+CUT_MARK = "[The recording is cut short here.]"
+MARK_SECONDS = 3.0
 CLOSING = "\"'”’)]»"
 
 
@@ -40,6 +43,8 @@ def cues(transcript: Transcript) -> Iterator[Cue]:
         start, end = group[0].start, min(group[-1].end, group[0].start + CUE_SECONDS)
         free = groups[index + 1][0].start if index + 1 < len(groups) else max(end, transcript.duration)
         yield Cue(start, max(end, min(start + LEAST_SECONDS, free)), _lines(group))
+    if transcript.partial:
+        yield Cue(transcript.duration, transcript.duration + MARK_SECONDS, (CUT_MARK,))
 
 
 def write_srt(transcript: Transcript) -> str:
