@@ -74,7 +74,8 @@ class AnswerOptions:
         check_rope_scaling(model, self.rope_scaling)
         if self.method not in get_args(AnswerMethod):
             raise OptionError(f"There is no method {self.method!r}: choose one of {', '.join(get_args(AnswerMethod))}.")
-        if self.span_seconds is not None and (self.method == "whole" or self.span_seconds < WINDOW_SECONDS):
+        span = self.span_seconds
+        if span is not None and (self.method == "whole" or not WINDOW_SECONDS <= span < math.inf):
             raise OptionError(
                 f"span_seconds is {self.span_seconds} by the method {self.method}: give {WINDOW_SECONDS} or more, by "
                 "the method map_reduce."

@@ -25,7 +25,7 @@ def check_rope_scaling(model: FastSLMForConditionalGeneration, factor: float | N
     """
     if factor is None:
         return
-    if not factor > 1:
+    if not 1 < factor < math.inf:
         raise OptionError(f"rope_scaling is {factor}: give a factor above 1, such as 2, or leave it out.")
     parameters = getattr(model.config.text_config.get_text_config(), "rope_parameters", None) or {}
     if parameters.get("rope_type") != "default" or not list(_rotary(model)) or context_length(model) is None:
