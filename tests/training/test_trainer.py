@@ -9,13 +9,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from fastslm.errors import CheckpointError, RecipeError, TrainingError
+from fastslm.errors import CheckpointError, ManifestError, RecipeError, TrainingError
 from fastslm.training.checkpoint import checkpoints, load_newest
 from fastslm.training.recipe import check_recipe
 from fastslm.training.trainer import Trainer
@@ -317,3 +318,42 @@ def test_sizes_that_do_not_fit_are_said_before_anything_is_encoded(
     recipe_content["model"]["hfq"]["detail_positions"] = False
     with pytest.raises(RecipeError, match="needs detail_positions"):
         run(recipe_content)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"audio": "gone.wav"}, r"train-35.*gone\.wav"),
+        ({"duration": 31.0}, r"train-35 lasts 31\.0 s, and a window 30 s"),
+    ],
+)
+def test_a_recording_that_only_a_later_packing_takes_is_looked_for_before_anything_is_encoded(
+    recipe_content: dict[str, Any], tone_corpus: Path, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    rows = [json.loads(line) for line in (tone_corpus / "train.jsonl").read_text().splitlines()]
+    rows[35] |= change
+    train = tone_corpus / f"later-{next(iter(change))}.jsonl"
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # This seed's first packing leaves the last clip out, its second one takes it.
+    recipe_content["data"] |= {"train": [{"path": str(train), "share": 0.5}], "cache": str(tmp_path / "cache")}
+    taken = [np.random.default_rng([3, variant, 99]).permutation(36)[:18] for variant in (0, 1)]
+    assert [35 in clips for clips in taken] == [False, True]
+    with pytest.raises(ManifestError, match=said):
+        run(recipe_content)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_windows_that_are_cached_need_no_recordings(
+    recipe_content: dict[str, Any], tone_corpus: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in (tone_corpus / "train.jsonl").read_text().splitlines()]
+    for row in rows:
+        (tmp_path / row["audio"]).write_bytes((tone_corpus / row["audio"]).read_bytes())
+    train = tmp_path / "train.jsonl"
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe_content["data"] |= {"train": [{"path": str(train)}], "variants": 1}
+    recipe_content["phases"] = [recipe_content["phases"][0] | {"steps": 1}]
+    run(recipe_content)
+    for row in rows:
+        (tmp_path / row["audio"]).unlink()
+    run({**recipe_content, "out": str(tmp_path / "again")})

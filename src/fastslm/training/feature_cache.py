@@ -83,14 +83,6 @@ def cache_training_windows(
         TrainingError: the features cannot be written.
     """
     data = recipe.data
-    description = {
-        "layout": LAYOUT,
-        "encoder": recipe.model.encoder,
-        "train": [[manifest_digest(t.path), t.share] for t in data.train],
-        "sounds": manifest_digest(data.sounds) if data.sounds else None,
-        "packing": data.packing.model_dump(mode="json"),
-        "seed": [recipe.seed, variant],
-    }
 
     def windows() -> list[PackedWindow]:
         rng = np.random.default_rng([recipe.seed, variant, 99])
@@ -107,7 +99,41 @@ def cache_training_windows(
         sounds = read_manifest(data.sounds) if data.sounds else []
         return pack(clips, sounds, data.packing, (recipe.seed, variant))
 
+    description = _training_description(recipe, variant)
     return _cached(data.cache, description, recipe.model.encoder, windows, progress, device)
+
+
+def _training_description(recipe: Recipe, variant: int) -> dict[str, object]:
+    data = recipe.data
+    return {
+        "layout": LAYOUT,
+        "encoder": recipe.model.encoder,
+        "train": [[manifest_digest(t.path), t.share] for t in data.train],
+        "sounds": manifest_digest(data.sounds) if data.sounds else None,
+        "packing": data.packing.model_dump(mode="json"),
+        "seed": [recipe.seed, variant],
+    }
+
+
+def check_recordings(recipe: Recipe) -> None:
+    """Make sure, before anything is encoded, that all recordings that training windows will need are there and fit.
+
+    Packings that are cached need none: their recordings may lie elsewhere.
+
+    Raises:
+        ManifestError: a recording is missing, or is longer than a window.
+    """
+    described = [_training_description(recipe, variant) for variant in range(recipe.data.variants)]
+    folders = [recipe.data.cache / _digest(_with_encoder(own, recipe.model.encoder)) for own in described]
+    if all((folder / "description.json").is_file() for folder in folders):
+        return
+    for source in recipe.data.train:
+        clips = [clip for clip in read_manifest(source.path) if clip.text]
+        refuse_long(clips)
+        for clip in clips:
+            clip.check_audio()
+    for clip in read_manifest(recipe.data.sounds) if recipe.data.sounds else []:
+        clip.check_audio()
 
 
 def cache_validation_windows(
@@ -144,10 +170,8 @@ def _cached(
     progress: Progress | None,
     device: torch.device,
 ) -> CachedWindows:
-    if Path(encoder_name).is_dir():
-        # A name is pinned, what lies in a folder is not.
-        description = {**description, "encoder_files": _digests(Path(encoder_name))}
-    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+    description = _with_encoder(description, encoder_name)
+    digest = _digest(description)
     folder = root / digest
     if not (folder / "description.json").is_file():
         with writing(root, "the cache of encoder features"):
@@ -157,6 +181,17 @@ def _cached(
             if not (folder / "description.json").is_file():
                 _encode(folder, description, load_encoder(encoder_name).eval(), windows(), progress, device)
     return CachedWindows(folder)
+
+
+def _with_encoder(description: dict[str, object], encoder_name: str) -> dict[str, object]:
+    """A name is pinned, what lies in a folder is not."""
+    folder = Path(encoder_name)
+    return {**description, "encoder_files": _digests(folder)} if folder.is_dir() else description
+
+
+def _digest(description: dict[str, object]) -> str:
+    """Names the folder of what is described."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _encode(

@@ -17,7 +17,7 @@ from fastslm.errors import TrainingError
 from fastslm.training.batches import TrainingWindows
 from fastslm.training.checkpoint import load_newest, save_checkpoint
 from fastslm.training.disk import writing
-from fastslm.training.feature_cache import ENCODE_BATCH, CachedWindows, cache_validation_windows
+from fastslm.training.feature_cache import ENCODE_BATCH, CachedWindows, cache_validation_windows, check_recordings
 from fastslm.training.frame_start import start_from_frames
 from fastslm.training.instructions import InstructionTuning
 from fastslm.training.interruption import Interruption, Stopped
@@ -108,6 +108,8 @@ class Trainer:
         if self.phase == len(recipe.phases):
             self.line.say(f"this run ended at step {self.global_step}; its model is exported again")
         else:
+            if self.processes.main and any(p.objective != "instructions" for p in recipe.phases[self.phase :]):
+                check_recordings(recipe)
             with self.processes.main_first():
                 validation = cache_validation_windows(recipe, self._encoding("validation"), self.device)
             self.windows.say_what_is_lost("validation", validation)
