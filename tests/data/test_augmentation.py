@@ -16,9 +16,9 @@ from fastslm.data.augmentation import (
     reverberated,
     room_response,
     sample_generator,
+    sound_level,
     with_noise,
 )
-from fastslm.data.packing import sound_level
 
 ALL = Augmentation(speeds=(0.9, 1.0, 1.1), reverberation=0.5, noise=0.5, codec=0.5)
 
@@ -37,11 +37,11 @@ def speech_like(seconds: float, seed: int = 0) -> np.ndarray:
 @settings(deadline=None)
 @given(seed=st.integers(0, 2**31), epoch=st.integers(0, 100), name=st.text(min_size=1, max_size=20))
 def test_a_sample_is_augmented_alike_whatever_came_before_it(seed: int, epoch: int, name: str) -> None:
-    drawn = ALL.draw(sample_generator(seed, epoch, name))
-    ALL.draw(sample_generator(seed, epoch, "another"))
-    assert ALL.draw(sample_generator(seed, epoch, name)) == drawn
-    assert ALL.draw(sample_generator(seed, epoch + 1, name)) != drawn
-    assert ALL.draw(sample_generator(seed, epoch, name + "x")) != drawn
+    drawn = ALL.draw(sample_generator((seed, epoch), name))
+    ALL.draw(sample_generator((seed, epoch), "another"))
+    assert ALL.draw(sample_generator((seed, epoch), name)) == drawn
+    assert ALL.draw(sample_generator((seed, epoch + 1), name)) != drawn
+    assert ALL.draw(sample_generator((seed, epoch), name + "x")) != drawn
 
 
 @settings(deadline=None)
@@ -56,7 +56,8 @@ def test_switching_one_effect_on_leaves_the_others_as_they_were(seed: int) -> No
 
 def test_shares_are_about_what_is_asked_for() -> None:
     drawn = [
-        Augmentation(reverberation=0.2, noise=0.4, codec=0.6).draw(sample_generator(0, 0, str(i))) for i in range(3000)
+        Augmentation(reverberation=0.2, noise=0.4, codec=0.6).draw(sample_generator((0, 0), str(i)))
+        for i in range(3000)
     ]
     # Three standard deviations of a share of 3,000 are under 0.03.
     assert np.mean([d.decay_seconds is not None for d in drawn]) == pytest.approx(0.2, abs=0.03)
@@ -134,7 +135,7 @@ def test_a_codec_keeps_the_length_moves_nothing_and_is_heard(codec: Any, bit_rat
 def test_what_comes_out_never_clips_and_is_the_same_again() -> None:
     wave = speech_like(1.0) * 3
     for index in range(8):
-        effects = ALL.model_copy(update={"codec": 1.0}).draw(sample_generator(0, 0, str(index)))
+        effects = ALL.model_copy(update={"codec": 1.0}).draw(sample_generator((0, 0), str(index)))
         out = effects.apply(wave)
         assert np.abs(out).max() <= 1.0
         assert np.isfinite(out).all()

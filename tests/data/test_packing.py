@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES
+from fastslm.data.augmentation import Augmentation
 from fastslm.data.manifest import Clip
 from fastslm.data.packing import Packing, pack, render
 from fastslm.errors import ManifestError
@@ -32,6 +33,12 @@ def clips_of(durations: list[float]) -> list[Clip]:
 
 
 DURATIONS = st.lists(st.floats(0.2, 30.0), min_size=1, max_size=40)
+AUGMENTATIONS = st.none() | st.builds(
+    Augmentation,
+    speeds=st.sampled_from([(1.0,), (0.9, 1.0, 1.1)]),
+    reverberation=st.floats(0, 1),
+    noise=st.floats(0, 1),
+)
 PACKINGS = st.builds(
     Packing,
     gap=st.tuples(st.floats(0, 0.5), st.floats(0.5, 2.0)),
@@ -60,6 +67,66 @@ def test_placements_never_overlap_nor_pass_the_windows_end(durations: list[float
             assert abs(p.samples - p.clip.duration / p.speed * SAMPLE_RATE) <= 1, "a clip is cut"
             end = p.start + p.samples
         assert end <= WINDOW_SAMPLES
+
+
+@settings(deadline=None)
+@given(durations=DURATIONS, augmentation=AUGMENTATIONS, seed=st.integers(0, 2**31))
+def test_an_augmented_clip_is_as_long_as_its_placement_says(
+    durations: list[float], augmentation: Augmentation | None, seed: int
+) -> None:
+    for window in pack(clips_of(durations), [], Packing(augmentation=augmentation), (seed, 0)):
+        end = 0
+        for p in window.placements:
+            assert p.start >= end
+            assert abs(p.samples - p.clip.duration / p.speed * SAMPLE_RATE) <= 1, "a clip is cut"
+            end = p.start + p.samples
+        assert end <= WINDOW_SAMPLES
+
+
+def test_what_becomes_of_a_clip_is_its_own_whatever_stands_beside_it_and_other_in_another_variant() -> None:
+    packing = Packing(augmentation=Augmentation(speeds=(0.9, 1.1), reverberation=0.5, noise=0.5, codec=0.5))
+    clips, sounds = clips_of([2.0] * 30), clips_of([0.7])
+
+    def drawn(clips: list[Clip], variant: int) -> dict[str, Any]:
+        windows = pack(clips, sounds, packing, (5, variant))
+        return {p.clip.id: (p.speed, p.effects) for window in windows for p in window.placements}
+
+    whole = drawn(clips, 0)
+    assert {name: whole[name] for name in drawn(clips[7:19], 0)} == drawn(clips[7:19], 0)
+    other = drawn(clips, 1)
+    assert sum(whole[name] != other[name] for name in whole) == len(clips)
+
+
+def test_an_augmented_clip_sounds_otherwise_and_its_neighbour_without_effects_as_before() -> None:
+    plain = Packing(silent_ends=0, without_speech=0, gain_db=0)
+    every = plain.model_copy(update={"augmentation": Augmentation(noise=1.0, noise_db=(10.0, 10.0))})
+    clips = clips_of([3.0, 4.0])
+    (one,), (two,) = pack(clips, [], plain, (3, 0)), pack(clips, [], every, (3, 0))
+    assert [p.start for p in one.placements] == [p.start for p in two.placements]
+    before, after = render(one), render(two)
+    for p in one.placements:
+        own = slice(p.start, p.start + p.samples)
+        noise = after[own] / np.abs(after[own]).max() - before[own] / np.abs(before[own]).max()
+        # A sine of 0.9 has a level of 0.64, and white noise 10 dB below it of 0.2.
+        assert 0.1 < np.sqrt(np.mean(noise**2)) < 0.4
+    quiet = np.ones(WINDOW_SAMPLES, dtype=bool)
+    for p in two.placements:
+        quiet[p.start : p.start + p.samples] = False
+    assert not after[quiet].any(), "noise of a clip is laid outside of it"
+
+
+def test_a_packing_without_augmentation_is_described_as_before_there_was_any() -> None:
+    # The names of caches that were made then depend on it.
+    assert Packing().described() == {
+        "gap": [0.05, 0.6],
+        "silent_ends": 0.25,
+        "without_speech": 0.03,
+        "speeds": [1.0],
+        "noise": 0.0,
+        "noise_db": [8.0, 30.0],
+        "gain_db": 6.0,
+    }
+    assert Packing(augmentation=Augmentation(codec=0.5)).described()["augmentation"]["codec"] == 0.5
 
 
 @settings(deadline=None)
@@ -170,6 +237,8 @@ def test_a_recording_that_outlasts_its_duration_is_refused_before_it_covers_the_
         {"speeds": (0.0,)},
         {"silent_ends": 1.5},
         {"noise": -0.1},
+        {"speeds": (0.9, 1.1), "augmentation": {"speeds": (0.9, 1.1)}},
+        {"augmentation": {"codec": 1.5}},
     ],
 )
 def test_ranges_and_shares_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastslm.data.augmentation import Augmentation
 from fastslm.data.packing import render
 from fastslm.errors import ManifestError, TrainingError
 from fastslm.features import window_mel
@@ -166,3 +167,17 @@ def test_clips_without_text_and_clips_that_would_be_cut_are_refused(
     with pytest.raises(ManifestError, match=said):
         cache_validation_windows(elsewhere(recipe, recipe.data.cache, validation=path))
     assert np.all([not p.name.endswith(".partial") for p in recipe.data.cache.iterdir()])
+
+
+def test_augmented_windows_have_a_cache_of_their_own_and_each_variant_another_draw(recipe: Recipe) -> None:
+    augmented = recipe.data.packing.model_copy(update={"augmentation": Augmentation(speeds=(0.9, 1.1), noise=1.0)})
+    plain = cache_training_windows(recipe, 0)
+    first, second = (
+        cache_training_windows(elsewhere(recipe, recipe.data.cache, packing=augmented), variant) for variant in (0, 1)
+    )
+    assert len({plain.folder, first.folder, second.folder}) == 3
+    clips = {label.clips for label in plain.labels if label.clips}
+    # The same clips in the same windows, each of another sound.
+    assert {label.clips for label in first.labels if label.clips} == clips
+    same = [torch.equal(plain.frames([i]), first.frames([i])) for i, label in enumerate(plain.labels) if label.clips]
+    assert not any(same)

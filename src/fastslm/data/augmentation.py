@@ -6,6 +6,7 @@ neither order, workers and restarts nor what another effect did change what beco
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +17,6 @@ import soxr
 from av.audio.stream import AudioStream
 
 from fastslm.audio import SAMPLE_RATE, load_audio
-from fastslm.data.packing import sound_level
 
 Codec = Literal["opus", "mp3", "mu-law"]
 TELEPHONE_RATE = 8_000
@@ -110,10 +110,16 @@ class Effects:
         return wave if self.codec is None else _within_one(coded(wave, self.codec, self.bit_rate))
 
 
-def sample_generator(seed: int, epoch: int, sample_id: str) -> np.random.Generator:
-    """The generator of one sample in one epoch, whatever came before it."""
+def sample_generator(key: Sequence[int], sample_id: str) -> np.random.Generator:
+    """The generator of one sample, whatever came before it. `key` is a seed and an epoch, or a variant of a packing."""
     digest = hashlib.sha256(sample_id.encode()).digest()
-    return np.random.default_rng([seed, epoch, int.from_bytes(digest[:8], "little")])
+    return np.random.default_rng([*key, int.from_bytes(digest[:8], "little")])
+
+
+def sound_level(wave: np.ndarray) -> float:
+    """Root mean square of what is not silent."""
+    loud = wave[np.abs(wave) > 1e-4]
+    return float(np.sqrt(np.mean(loud**2))) if loud.size else 0.0
 
 
 def room_response(decay_seconds: float, below_db: float, rng: np.random.Generator) -> np.ndarray:

@@ -5,13 +5,15 @@ invents words in silence, so some windows keep a silent end and some hold no spe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pydantic
 import soxr
 
 from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES
+from fastslm.data.augmentation import Augmentation, Effects, sample_generator, sound_level
 from fastslm.data.manifest import Clip
 from fastslm.data.reference import check_duration
 from fastslm.errors import ManifestError
@@ -36,6 +38,8 @@ class Packing(pydantic.BaseModel):
     noise_db: tuple[float, float] = (8.0, 30.0)
     # Each clip's level is moved by up to so many dB.
     gain_db: float = pydantic.Field(default=6.0, ge=0)
+    # Done to each clip by itself, drawn from the packing's seed and the clip's id.
+    augmentation: Augmentation | None = None
 
     @pydantic.model_validator(mode="after")
     def _ranges_rise(self) -> "Packing":
@@ -45,18 +49,32 @@ class Packing(pydantic.BaseModel):
             raise ValueError(f"noise_db is {list(self.noise_db)}; the lower end comes first")
         if not self.speeds or min(self.speeds) <= 0:
             raise ValueError(f"speeds is {list(self.speeds)}; it needs at least one speed, all above 0")
+        if self.augmentation is not None and {1.0} not in (set(self.speeds), set(self.augmentation.speeds)):
+            raise ValueError("speeds and augmentation.speeds would both be played at; leave one of them out")
         return self
+
+    def described(self) -> dict[str, Any]:
+        """What windows depend on. A packing without augmentation is described as it was before there was any."""
+        found = self.model_dump(mode="json")
+        if self.augmentation is None:
+            del found["augmentation"]
+        return found
 
 
 @dataclass(frozen=True)
 class Placement:
-    """One clip in a window: at which sample it starts, how fast it plays, and its gain in dB."""
+    """One clip in a window: at which sample it starts, how fast it plays, its gain in dB, and what is done to it.
+
+    noise: the sound that `effects` lay under it; white noise where it is `None`.
+    """
 
     clip: Clip
     start: int
     samples: int
     speed: float
     gain_db: float
+    effects: Effects | None = None
+    noise: Clip | None = None
 
 
 @dataclass(frozen=True)
@@ -90,11 +108,12 @@ def pack(clips: Sequence[Clip], sounds: Sequence[Clip], packing: Packing, seed: 
     refuse_long(clips)
     order = np.random.default_rng([*seed, 0])
     queue = [clips[i] for i in order.permutation(len(clips))]
+    treated = _effects(clips, sounds, packing.augmentation, seed)
     windows: list[PackedWindow] = []
     while queue:
         rng = np.random.default_rng([*seed, 1, len(windows)])
         limit = int(rng.integers(1, 4)) if rng.random() < packing.silent_ends else None
-        placements = _fill(queue, packing, rng, limit)
+        placements = _fill(queue, packing, rng, limit, treated)
         noise, noise_db = None, None
         if rng.random() < packing.noise:
             noise = sounds[int(rng.integers(len(sounds)))] if len(sounds) and rng.random() < 0.7 else None
@@ -121,16 +140,35 @@ def refuse_long(clips: Sequence[Clip]) -> None:
         )
 
 
-def _fill(queue: list[Clip], packing: Packing, rng: np.random.Generator, limit: int | None) -> tuple[Placement, ...]:
+# What becomes of a clip, by its id, and the sound that is laid under it.
+_Effects = dict[str, tuple[Effects, Clip | None]]
+
+
+def _effects(
+    clips: Sequence[Clip], sounds: Sequence[Clip], augmentation: Augmentation | None, seed: Sequence[int]
+) -> _Effects:
+    """Each clip draws for itself: neither its place nor its neighbours change what becomes of it."""
+    found: _Effects = {}
+    for clip in clips if augmentation is not None else ():
+        rng = sample_generator(seed, clip.id)
+        effects = augmentation.draw(rng)
+        found[clip.id] = effects, sounds[int(rng.integers(len(sounds)))] if len(sounds) else None
+    return found
+
+
+def _fill(
+    queue: list[Clip], packing: Packing, rng: np.random.Generator, limit: int | None, treated: _Effects
+) -> tuple[Placement, ...]:
     """Take clips from the queue until none of the next few fits any more, or `limit` are in."""
     room = WINDOW_SAMPLES - round(SECONDS_FREE_AT_END * SAMPLE_RATE)
     at = round(rng.uniform(*packing.gap) * SAMPLE_RATE)
     placed: list[Placement] = []
     look_ahead = 40
     while queue and (limit is None or len(placed) < limit):
-        speed = float(packing.speeds[int(rng.integers(len(packing.speeds)))])
-        fits = None
+        drawn = float(packing.speeds[int(rng.integers(len(packing.speeds)))])
+        fits, speed = None, drawn
         for index, clip in enumerate(queue[:look_ahead]):
+            speed = drawn * treated[clip.id][0].speed if clip.id in treated else drawn
             if at + clip.duration / speed * SAMPLE_RATE <= room:
                 fits = index
                 break
@@ -142,7 +180,10 @@ def _fill(queue: list[Clip], packing: Packing, rng: np.random.Generator, limit: 
         clip = queue.pop(fits)
         samples = min(round(clip.duration / speed * SAMPLE_RATE), WINDOW_SAMPLES - at)
         gain = float(rng.uniform(-packing.gain_db, packing.gain_db))
-        placed.append(Placement(clip, at, samples, speed, gain))
+        effects, noise = treated.get(clip.id, (None, None))
+        if effects is not None:
+            effects = replace(effects, speed=1.0)  # which is the placement's
+        placed.append(Placement(clip, at, samples, speed, gain, effects, noise))
         at += samples + round(rng.uniform(*packing.gap) * SAMPLE_RATE)
     return tuple(placed)
 
@@ -160,6 +201,8 @@ def render(window: PackedWindow) -> np.ndarray:
         check_duration(sound, placement.clip.duration, placement.clip.place)
         if placement.speed != 1.0:
             sound = soxr.resample(sound, SAMPLE_RATE, SAMPLE_RATE / placement.speed).astype(np.float32)
+        if placement.effects is not None:
+            sound = placement.effects.apply(sound, placement.noise.read() if placement.noise is not None else None)
         sound = sound[: WINDOW_SAMPLES - placement.start] * 10 ** (placement.gain_db / 20)
         wave[placement.start : placement.start + len(sound)] += sound
     if window.noise_db is not None:
@@ -168,12 +211,6 @@ def render(window: PackedWindow) -> np.ndarray:
         wave += noise * (level * 10 ** (-window.noise_db / 20) / max(sound_level(noise), 1e-6))
     peak = float(np.abs(wave).max())
     return wave / peak if peak > 1.0 else wave
-
-
-def sound_level(wave: np.ndarray) -> float:
-    """Root mean square of what is not silent."""
-    loud = wave[np.abs(wave) > 1e-4]
-    return float(np.sqrt(np.mean(loud**2))) if loud.size else 0.0
 
 
 def _noise(sound: Clip | None, rng: np.random.Generator) -> np.ndarray:

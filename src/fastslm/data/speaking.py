@@ -77,7 +77,7 @@ def speak(
         ) from None
     voice = Hibari()
     for done, passage in enumerate(passages, start=1):
-        rng = sample_generator(seed, 0, str(passage["id"]))
+        rng = sample_generator((seed, 0), str(passage["id"]))
         speed = round(float(rng.uniform(*SPEEDS)), 3)
         wave: np.ndarray = voice(passage["text"], speed=speed, seed=int(rng.integers(2**31)))
         heard = soxr.resample(wave, voice.sample_rate, SAMPLE_RATE)

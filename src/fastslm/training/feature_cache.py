@@ -110,7 +110,7 @@ def _training_description(recipe: Recipe, variant: int) -> dict[str, object]:
         "encoder": recipe.model.encoder,
         "train": [[manifest_digest(t.path), t.share] for t in data.train],
         "sounds": manifest_digest(data.sounds) if data.sounds else None,
-        "packing": data.packing.model_dump(mode="json"),
+        "packing": data.packing.described(),
         "seed": [recipe.seed, variant],
     }
 
