@@ -51,6 +51,6 @@ long cache/labels/librispeech.jsonl long-talks summarize,ask --by speaker --minu
 long cache/labels/librispeech.jsonl long-dictations transcribe --by speaker --minutes 1-3 --count 120
 long cache/long/pieces-validation.jsonl long-orders-validation ask \
     --needles cache/labels/coffee-validation.jsonl --minutes 1-5 --count 20
-long cache/labels/librispeech-validation.jsonl long-talks-validation transcribe,summarize,ask --minutes 1-4 --count 20
+long cache/labels/librispeech-validation.jsonl long-talks-validation transcribe,summarize --minutes 1-4 --count 20
 [ -e cache/instructions/long-validation.jsonl ] || fastslm data mix cache/instructions/long-validation.jsonl \
-    cache/instructions/long-orders-validation.jsonl=3 cache/instructions/long-talks-validation.jsonl=2 --count 100 --seed 1
+    cache/instructions/long-orders-validation.jsonl=3 cache/instructions/long-talks-validation.jsonl=2 --count 40 --seed 1
