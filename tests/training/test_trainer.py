@@ -3,21 +3,17 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from filelock import FileLock
 from safetensors.torch import load_file
 
 from fastslm.errors import CheckpointError, ManifestError, RecipeError, TrainingError
-from fastslm.training.checkpoint import checkpoints, load_newest
+from fastslm.training.checkpoint import checkpoints, load_newest, save_checkpoint
 from fastslm.training.recipe import check_recipe
 from fastslm.training.trainer import Trainer
 
@@ -56,39 +52,6 @@ def test_all_phases_run_and_the_export_loads_as_a_model(recipe_content: dict[str
     assert "written_wer" in rows[-1]
     assert (folder.parent / "curves.png").stat().st_size > 1000
     assert json.loads((folder / "training.json").read_text())["steps"] == 14
-
-
-def test_a_run_that_is_killed_and_started_again_ends_with_the_same_bits(
-    recipe_content: dict[str, Any], tmp_path: Path
-) -> None:
-    undisturbed = weights_of(run({**recipe_content, "out": str(tmp_path / "undisturbed")}))
-    # A checkpoint after every step, and a kill that no handler sees after a few of them.
-    content = {**recipe_content, "out": str(tmp_path / "killed"), "checkpoint_minutes": 1e-9}
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(content))
-    program = (
-        "from fastslm.training.recipe import load_recipe\n"
-        "from fastslm.training.trainer import Trainer\n"
-        f"Trainer(load_recipe({str(recipe)!r}), quiet=True).run()\n"
-    )
-    for wanted in (2, 6):
-        process = subprocess.Popen([sys.executable, "-c", program])
-        metrics = tmp_path / "killed" / "metrics.jsonl"
-        deadline = time.monotonic() + 100
-        while time.monotonic() < deadline:
-            if metrics.exists() and metrics.read_text().count('"kind": "step"') >= wanted:
-                break
-            assert process.poll() is None, "the run ended before it could be killed"
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        assert load_newest(tmp_path / "killed" / "checkpoints") is not None
-        assert not (tmp_path / "killed" / "model").exists()
-    resumed = weights_of(run({**content, "checkpoint_minutes": 3}))
-    assert resumed.keys() == undisturbed.keys()
-    assert all(torch.equal(resumed[key], undisturbed[key]) for key in resumed)
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    assert [row["global_step"] for row in rows if row["kind"] == "step"] == list(range(1, 11))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_clips(recipe_content: dict[str, Any]) -> None:
@@ -357,3 +320,27 @@ def test_windows_that_are_cached_need_no_recordings(
     for row in rows:
         (tmp_path / row["audio"]).unlink()
     run({**recipe_content, "out": str(tmp_path / "again")})
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_disk_that_is_full_when_a_checkpoint_is_written_stops_the_run_and_loses_nothing(
+    recipe_content: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: dict[str, torch.Tensor],
+) -> None:
+    def full(folder: Path, name: str, state: dict[str, Any]) -> Path:
+        if state["global_step"] == 7:
+            os.symlink("/dev/full", folder / f"{name}.pt.partial")
+        return save_checkpoint(folder, name, state)
+
+    content = {**recipe_content, "checkpoint_minutes": 1e-9}
+    with monkeypatch.context() as patched:
+        patched.setattr("fastslm.training.trainer.save_checkpoint", full)
+        with pytest.raises(TrainingError, match=r"step-0000007\.pt: the checkpoint could not be written \(the disk is"):
+            run(content)
+    left = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert sorted(left) == ["step-0000005.pt", "step-0000006.pt"]
+    resumed = weights_of(run(content))
+    assert all(torch.equal(resumed[key], undisturbed[key]) for key in undisturbed)
+    assert numbered(content) == list(range(1, 11))
