@@ -1,5 +1,6 @@
 """What is said of files before anything slow, and what the command alone prints."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -39,6 +40,21 @@ def test_a_pipe_is_heard_from_its_first_byte(tmp_path: Path, encode, tone, tiny_
     finally:
         os.close(reading)
     assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "No space left"), (errno.EFBIG, "File too large")])
+def test_a_result_for_which_there_is_no_room_is_a_sentence(
+    tmp_path: Path, encode, tone, tiny_checkpoint: Path, capsys, monkeypatch, number: int, words: str
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fastslm.cli.tasks._print_text", full)
+    sound = encode(tmp_path / "a.wav", tone(2.0))
+    assert run(["transcribe", str(sound), "--model", str(tiny_checkpoint)]) == 2
+    printed = capsys.readouterr()
+    assert f"fastslm: The result cannot be written ({words}" in printed.err
+    assert "Traceback" not in printed.err
 
 
 @pytest.mark.parametrize("group", [[], ["weights"], ["evaluate"]])

@@ -1,7 +1,9 @@
 """Windows on their way to tokens."""
 
 import io
+import os
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 from tiny_fastslm import MakeCheckpoint, noise
 
-from fastslm.errors import AudioError, OptionError
+from fastslm.errors import AudioError, CutShortError, OptionError
 from fastslm.loading import load
 from fastslm.longform.cuts import CUTS, Cuts
 from fastslm.longform.encoder import SILENCE_DBFS, WindowEncoder, fast_dtype, is_silent
@@ -135,22 +137,69 @@ def test_bfloat16_is_for_processors_that_multiply_it(monkeypatch, amx: bool, avx
 # Files that are not what they were
 
 
-def test_a_file_that_changes_while_it_is_read_is_a_sentence(tiny: FastSLM, tmp_path: Path, encode) -> None:
-    file = encode(tmp_path / "growing.wav", noise(10))
+def _grow(file: Path) -> None:
+    with file.open("ab") as more:
+        more.write(bytes(1000))
 
-    def grow(progress: object) -> None:
-        with file.open("ab") as more:
-            more.write(bytes(1000))
 
-    with pytest.raises(AudioError, match=r"growing\.wav changed while it was read"):
-        tiny.encoder.encode(file, on_progress=grow)
+def _shrink(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def _replace(file: Path) -> None:
+    other = file.with_name("other")
+    other.write_bytes(file.read_bytes())
+    os.replace(other, file)
+
+
+@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("change", [_grow, _shrink, _replace])
+def test_a_file_that_changes_while_it_is_read_is_a_sentence_and_what_was_made_of_it_is_deleted(
+    tiny: FastSLM, tmp_path: Path, encode, change: Callable[[Path], None], partial: bool
+) -> None:
+    file, kept = encode(tmp_path / "other.wav", noise(300)), tmp_path / "kept"
+    encoder = WindowEncoder(tiny.model, 2)
+    seen = 0
+
+    def once(progress: object) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 2:  # the first groups are kept by then
+            assert kept.exists()
+            change(file)
+
+    with pytest.raises(AudioError, match=r"other\.wav changed while it was read"):
+        encoder.encode(file, kept_at=kept, partial=partial, on_progress=once)
+    assert not kept.exists()
+
+
+def test_what_breaks_off_is_encoded_where_it_is_asked_for_as_what_is_there_of_it_alone(
+    tiny: FastSLM, tmp_path: Path, encode
+) -> None:
+    file = encode(tmp_path / "a.wav", noise(70))
+    file.write_bytes(file.read_bytes()[: -20 * 32_000])
+    with pytest.raises(CutShortError, match=r"50\.0 s of sound are there of about 70\.0 s"):
+        tiny.encode(file)
+    memory = tiny.encode(file, partial=True)
+    whole = tiny.encode(encode(tmp_path / "b.wav", noise(70)[: 50 * 16_000]))
+    assert torch.equal(memory.tokens, whole.tokens)
+    assert memory.facts.partial
+    assert not whole.facts.partial
+    (transcript,) = tiny.transcribe_many([file], partial=True)
+    assert transcript.partial
+    with pytest.raises(CutShortError):
+        list(tiny.transcribe_many([file]))
 
 
 class _Broken(io.BytesIO):
     """A stream whose other side goes away."""
 
+    def __init__(self, content: bytes, after: int = 200_000):
+        super().__init__(content)
+        self.after = after
+
     def read(self, size: int = -1) -> bytes:
-        if self.tell() > 200_000:
+        if self.after < self.tell() < self.getbuffer().nbytes - 70_000:  # its end is looked at first
             raise ConnectionResetError(104, "Connection reset by peer")
         return super().read(size)
 
@@ -159,3 +208,12 @@ def test_a_stream_that_stops_is_a_sentence(tiny: FastSLM, tmp_path: Path, encode
     file = encode(tmp_path / "a.flac", noise(70), codec="flac")
     with pytest.raises(AudioError, match=r"stopped after [\d.]+ s of sound while it was read \(Connection reset"):
         tiny.encoder.encode(_Broken(file.read_bytes()))
+
+
+def test_what_was_done_when_a_read_failed_is_kept_for_the_next_time(tiny: FastSLM, tmp_path: Path, encode) -> None:
+    content, kept = encode(tmp_path / "a.wav", noise(200)).read_bytes(), tmp_path / "kept"
+    with pytest.raises(AudioError, match="Connection reset"):
+        tiny.encoder.encode(_Broken(content, after=5_000_000), kept_at=kept)
+    assert kept.exists()
+    expected = tiny.encode(io.BytesIO(content))
+    assert torch.equal(tiny.encode(io.BytesIO(content), kept_at=kept).tokens, expected.tokens)

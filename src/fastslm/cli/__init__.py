@@ -4,6 +4,8 @@ Results go to standard output, all else to standard error. Exit status: 0 done; 
 one sentence; 1 a bug, with a traceback; 130 stopped by Ctrl-C. Heavy imports wait until a command needs them.
 """
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -15,6 +17,7 @@ from fastslm.cli import authors, data, evaluate, plan, tasks, train, weights
 from fastslm.errors import FastSLMError
 
 INTERRUPTED = 130
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 USERS_FAULT = 2
 
 app = typer.Typer(
@@ -68,6 +71,12 @@ def run(arguments: list[str]) -> int:
         return _complain(str(error))
     except KeyboardInterrupt:
         status = INTERRUPTED
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _forget_what_cannot_be_written()
+        where = error.filename or "The result"
+        return _complain(f"{where} cannot be written ({error.strerror}): free some room, or write it elsewhere.")
     except Exception as error:
         # typer's own errors, whose class is not public, know their words.
         words: Any = getattr(error, "format_message", None)
@@ -84,6 +93,14 @@ def run(arguments: list[str]) -> int:
     if status == INTERRUPTED:
         typer.echo("\nfastslm: stopped.", err=True)
     return status if isinstance(status, int) else 0
+
+
+def _forget_what_cannot_be_written() -> None:
+    """Else Python tries it again at its end, and has another word for it."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _complain(sentence: str) -> int:
