@@ -1,0 +1,215 @@
+"""Every task after every stage: what each stage learns, and that nothing from before is lost.
+
+    python benchmarks/stages.py ../shared/data runs/tiny-stage1-reader/model runs/tiny-stage2/model \
+        runs/tiny-stage3/model [--limit 10]
+
+Writes the section "Every task after every stage" of docs/training.md. The upper table is of validation rows
+(`recipes/tiny/prepare.sh` makes them): what the right answers cost a model that is given the right words. The lower one
+is of recordings of the `test` splits, each row one `fastslm evaluate`; long ones are composed here of
+`librispeech/test`, with an order of `coffee/test` somewhere in each. Figures of a model that was measured before are
+kept in `--work`. With `--limit`, only the first so many samples are taken and the tables are only printed.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+
+import fastslm
+from fastslm.data.composition import Composing, compose
+from fastslm.data.manifest import Clip, manifest_digest, read_manifest, write_manifest
+from fastslm.data.synthesis import synthesize
+from fastslm.model.heard_words import HeardWords
+from fastslm.training.answers import Answers
+
+DOCS = Path(__file__).parents[1] / "docs" / "training.md"
+MARKS = ("<!-- stages -->", "<!-- end of stages -->")
+LONG_MINUTES, LONG_COUNT = (1.0, 5.0), 25
+VALIDATION_ROWS = {
+    "coffee-validation": "questions about orders",
+    "long-validation": "recordings of 1 to 5 minutes",
+}
+VALIDATED = 120
+TITLES = {
+    "ask_loss": "loss of answers",
+    "summarize_loss": "loss of summaries",
+    "transcribe_loss": "loss of transcripts",
+    "right_answers": "answers right",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a suite over a manifest, in DATA or made here, and how it is called and written."""
+
+    suite: str
+    manifest: str
+    name: str
+    title: str
+    form: str = ".1%"
+
+
+FIGURES = (
+    Figure("asr", "librispeech/test", "wer", "words wrong, clips"),
+    Figure("asr", "longform/test", "wer", "words wrong, 2 to 7 minutes"),
+    Figure("sqqa", "coffee/test", "exact_match", "orders: exact answers"),
+    Figure("sqqa", "coffee/test", "not_mentioned", 'orders: rightly "not mentioned"'),
+    Figure("sqqa", "long-orders", "exact_match", "orders in one window of many: exact answers"),
+    Figure("sqqa", "long-orders", "not_mentioned", 'orders in one window of many: rightly "not mentioned"'),
+    Figure("ssum", "long-talks", "rouge_l", "summaries of 1 to 5 minutes: ROUGE-L", ".3f"),
+    Figure("silence", "environment/test", "no_words", "clips without speech that get no words"),
+)
+
+
+def make_long(data: Path, work: Path) -> None:
+    """Manifests of long recordings of `test` splits, in `work`: with an order in each, and with their summaries."""
+    clips = read_manifest(data / "librispeech" / "test.jsonl")
+    needles = read_manifest(data / "coffee" / "test.jsonl")
+    orders = Composing(minutes=LONG_MINUTES, count=LONG_COUNT, seed=7)
+    write_manifest(work / "long-orders.jsonl", compose(clips, orders, work.resolve(), needles=needles))
+    talks = Composing(minutes=LONG_MINUTES, count=LONG_COUNT, seed=8)
+    write_manifest(work / "talks.jsonl", compose(clips, talks, work.resolve()))
+    rows = synthesize(read_manifest(work / "talks.jsonl"), work.resolve(), ["summarize"], seed=8)
+    write_manifest(work / "long-talks.jsonl", rows)
+
+
+def measured(model: Path, suite: str, manifest: Path, limit: int | None) -> dict[str, Any]:
+    """One evaluation in a process of its own, as a user would run it."""
+    program = Path(sys.executable).with_name("fastslm")
+    command = [program, "evaluate", suite, "--manifest", manifest, "--model", model, "--json"]
+    command += [] if limit is None else ["--limit", str(limit)]
+    done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)
+
+
+def validated(folder: Path, rows: Sequence[Clip]) -> dict[str, float]:
+    """Losses and right answers of a model that is given the rows' words, whether or not it reads such by itself."""
+    loaded = fastslm.load(str(folder), quiet=True)
+    model: Any = loaded.model
+    if model.heard_words is None:
+        # Before it was taught to: the language model as it was published.
+        model.heard_words = HeardWords(model.reader, model.config.base_text_model, model.config.tokens_per_window)
+    with torch.inference_mode():
+        return Answers(model, loaded.processor).judged_by(rows)
+
+
+class Kept:
+    """Figures in a file, by what they depend on."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.rows: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+
+    def get(self, key: str, make: Any) -> Any:
+        """What was found before, or what `make` finds now."""
+        if key not in self.rows:
+            started = monotonic()
+            self.rows[key] = make()
+            print(f"{key}: {monotonic() - started:.0f} s", file=sys.stderr)
+            partial = self.file.with_suffix(".partial")
+            partial.write_text(json.dumps(self.rows, indent=1) + "\n")
+            os.replace(partial, self.file)
+        return self.rows[key]
+
+
+def stamp(model: Path) -> str:
+    """Of a model's weights and configuration."""
+    digest = hashlib.sha256()
+    for name in ("model.safetensors", "config.json"):
+        digest.update((model / name).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def tables(
+    names: Sequence[str], losses: Sequence[dict[str, dict[str, float]]], tests: Sequence[dict[str, dict[str, Any]]]
+) -> str:
+    """Both tables as Markdown: a row a figure, a column a stage."""
+    lines = [
+        "## Every task after every stage",
+        "",
+        f"`python benchmarks/stages.py ../shared/data {' '.join(f'runs/{name}/model' for name in names)}`",
+        "",
+        "Validation rows, words given:",
+        "",
+        f"| rows | figure | {' | '.join(names)} |",
+        f"|---|---|{'---|' * len(names)}",
+    ]
+    for rows, title in VALIDATION_ROWS.items():
+        for name in TITLES:
+            if name in losses[0][rows]:
+                form = ".1%" if name == "right_answers" else ".3f"
+                cells = " | ".join(f"{own[rows][name]:{form}}" for own in losses)
+                lines.append(f"| {title} | {TITLES[name]} | {cells} |")
+    lines += ["", "Recordings of `test` splits, with 95 % intervals:", ""]
+    lines += [f"| set | samples | figure | {' | '.join(names)} |", f"|---|---|---|{'---|' * len(names)}"]
+    for figure in FIGURES:
+        found = [own[f"{figure.suite} {figure.manifest}"] for own in tests]
+        cells = " | ".join(_cell(own, figure) for own in found)
+        lines.append(f"| `{figure.manifest}` | {found[0][f'{figure.name}_samples']} | {figure.title} | {cells} |")
+    return "\n".join(lines)
+
+
+def _cell(found: dict[str, Any], figure: Figure) -> str:
+    if found[figure.name] is None:
+        return "–"
+    low, high = found[f"{figure.name}_interval_95"]
+    return f"{found[figure.name]:{figure.form}} ({low:{figure.form}} – {high:{figure.form}})"
+
+
+def put(text: str, file: Path) -> None:
+    """Put the section between its marks, at the end where there are none yet."""
+    whole = file.read_text(encoding="utf-8")
+    if MARKS[0] not in whole:
+        whole = f"{whole.rstrip()}\n\n{MARKS[0]}\n{MARKS[1]}\n"
+    head, _, rest = whole.partition(MARKS[0])
+    _, _, tail = rest.partition(MARKS[1])
+    partial = file.with_suffix(".partial")
+    partial.write_text(f"{head}{MARKS[0]}\n{text}\n{MARKS[1]}{tail}", encoding="utf-8")
+    os.replace(partial, file)
+
+
+def main() -> None:
+    """Measure what is not measured yet, print the tables, and put them into the documentation."""
+    parser = argparse.ArgumentParser(description="Every task after every stage.")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="the stages' models, in their order")
+    parser.add_argument("--limit", type=int, help="only the first so many samples; nothing is written")
+    parser.add_argument("--work", type=Path, default=Path("cache/stages"))
+    parser.add_argument("--rows", type=Path, default=Path("cache/instructions"), help="where the validation rows are")
+    chosen = parser.parse_args()
+    chosen.work.mkdir(parents=True, exist_ok=True)
+    make_long(chosen.data, chosen.work)
+    kept = Kept(chosen.work / "results.json")
+    losses: list[dict[str, Any]] = []
+    tests: list[dict[str, Any]] = []
+    for model in chosen.models:
+        own = f"{model} {stamp(model)}"
+        losses.append({})
+        for name in VALIDATION_ROWS:
+            rows = read_manifest(chosen.rows / f"{name}.jsonl")[: chosen.limit or VALIDATED]
+            key = f"{own} {name} {manifest_digest(chosen.rows / f'{name}.jsonl')[:12]} {len(rows)}"
+            losses[-1][name] = kept.get(key, lambda model=model, rows=rows: validated(model, rows))
+        tests.append({})
+        for suite, name in dict.fromkeys((figure.suite, figure.manifest) for figure in FIGURES):
+            manifest = (chosen.data if "/" in name else chosen.work) / f"{name}.jsonl"
+            key = f"{own} {suite} {name} {manifest_digest(manifest)[:12]} {chosen.limit}"
+            tests[-1][f"{suite} {name}"] = kept.get(
+                key, lambda model=model, suite=suite, manifest=manifest: measured(model, suite, manifest, chosen.limit)
+            )
+    found = tables([model.parent.name for model in chosen.models], losses, tests)
+    if chosen.limit is None:
+        put(found, DOCS)
+    print(found)
+
+
+if __name__ == "__main__":
+    main()
