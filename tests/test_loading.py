@@ -36,6 +36,19 @@ def test_what_was_chosen_automatically_is_said_once_with_the_reason(tiny_checkpo
     assert f"runs on {chosen}" in err
 
 
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_on_a_cpu_that_multiplies_bfloat16_the_encoder_computes_in_it_unless_a_dtype_is_named(
+    tiny_checkpoint: Path, capsys, monkeypatch, multiplies: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: multiplies)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    model = load(tiny_checkpoint, device="cpu")
+    assert model.encoder.dtype is (torch.bfloat16 if multiplies else None)
+    assert ("the encoder in bfloat16 (" in capsys.readouterr().err) is multiplies
+    assert {parameter.dtype for parameter in model.model.parameters()} == {torch.float32}
+    assert load(tiny_checkpoint, device="cpu", dtype="float32").encoder.dtype is None
+
+
 def test_what_was_asked_for_needs_no_saying(tiny_checkpoint: Path, capsys) -> None:
     model = load(str(tiny_checkpoint), device="cpu", dtype=torch.bfloat16)
     assert capsys.readouterr().err == ""
@@ -128,7 +141,10 @@ def test_a_whole_checkpoint_loads_and_hears_the_same(tiny: FastSLM, tmp_path: Pa
     with pytest.raises(CheckpointError, match=r"holds no processor_config\.json"):
         load(tmp_path / "whole")
     tiny.processor.save_pretrained(tmp_path / "whole")
-    assert load(tmp_path / "whole", quiet=True).transcribe(noise(3)).text == tiny.transcribe(noise(3)).text
+    assert (
+        load(tmp_path / "whole", dtype="float32", quiet=True).transcribe(noise(3)).text
+        == tiny.transcribe(noise(3)).text
+    )
 
 
 def test_a_trained_part_without_a_processor_takes_its_bases(tiny: FastSLM, tiny_checkpoint: Path, tmp_path) -> None:

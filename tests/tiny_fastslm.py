@@ -105,8 +105,8 @@ def tiny_checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_checkpoint: Path) -> FastSLM:
-    """A tiny model, loaded."""
-    return load(tiny_checkpoint, quiet=True)
+    """A tiny model, in float32 on every processor."""
+    return load(tiny_checkpoint, dtype="float32", quiet=True)
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from fastslm.errors import CheckpointError, OptionError
+from fastslm.longform.encoder import fast_dtype
 from fastslm.model.configuration import FastSLMConfig
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
@@ -39,7 +40,8 @@ def load(
         name: a model that comes with fastslm (`fastslm-tiny`), the folder of a checkpoint in either form, or
             `owner/name` on the Hugging Face Hub. Base weights that are not cached are fetched.
         device: as torch has it; `auto` is CUDA where there is some, else the CPU.
-        dtype: `float32`, `bfloat16` or `float16`; `auto` is float32 on the CPU, and on CUDA bfloat16 where it has it.
+        dtype: `float32`, `bfloat16` or `float16`, of everything; `auto` is bfloat16 on a CUDA device that has it, on
+            the CPU float32, with encoder and HFQ-Former in bfloat16 where the processor multiplies it.
         quiet: say nothing of what was chosen.
 
     Raises:
@@ -60,10 +62,13 @@ def load(
                 f"The weights of {name} in {folder} cannot be read ({_first_line(error)}): fetch or save them again."
             ) from error
     model.merge_reader_lora().to(chosen_device)
+    encoder_dtype, encoder_reason = choose_encoder_dtype(dtype, chosen_device)
     if not quiet and (device_reason or dtype_reason):
         chosen = f"{chosen_device}{device_reason}, {str(chosen_dtype).removeprefix('torch.')}{dtype_reason}"
+        if encoder_dtype is not None:
+            chosen += f", the encoder in {str(encoder_dtype).removeprefix('torch.')} ({encoder_reason})"
         print(f"fastslm: {os.fspath(name)} runs on {chosen}.", file=sys.stderr)
-    return FastSLM(model, processor, name=os.fspath(name))
+    return FastSLM(model, processor, name=os.fspath(name), encoder_dtype=encoder_dtype)
 
 
 def unloaded(name: str | os.PathLike = DEFAULT_MODEL) -> FastSLMForConditionalGeneration:
@@ -187,6 +192,11 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> tuple[torch.
     if name not in DTYPES:
         raise OptionError(f"There is no dtype {name!r}: choose auto or one of {', '.join(DTYPES)}.")
     return DTYPES[name], ""
+
+
+def choose_encoder_dtype(dtype: str | torch.dtype, device: torch.device) -> tuple[torch.dtype | None, str]:
+    """What encoder and HFQ-Former compute in, `None` for the model's own, and why; a named dtype is kept to."""
+    return fast_dtype(device) if dtype == "auto" else (None, "")
 
 
 def _first_line(error: BaseException) -> str:

@@ -38,15 +38,20 @@ class FastSLM:
         model: transformers' model, put in evaluation mode; `self.model` for all that transformers offers.
         processor: of the same checkpoint.
         name: what results and messages call it.
+        encoder_dtype: what encoder and HFQ-Former compute in (`WindowEncoder`), by default the model's.
     """
 
     def __init__(
-        self, model: FastSLMForConditionalGeneration, processor: FastSLMProcessor, name: str = "the model"
+        self,
+        model: FastSLMForConditionalGeneration,
+        processor: FastSLMProcessor,
+        name: str = "the model",
+        encoder_dtype: torch.dtype | None = None,
     ) -> None:
         self.model = model.eval()
         self.processor = processor
         self.name = name
-        self.encoder = WindowEncoder(model)
+        self.encoder = WindowEncoder(model, dtype=encoder_dtype)
         self.transcriber = Transcriber(model, processor)
         self.answerer = Answerer(model, processor)
 

@@ -24,7 +24,7 @@ END = 2
 @pytest.fixture(scope="module")
 def speech(make_checkpoint: MakeCheckpoint) -> Any:
     """A model whose decoder's weights are so large that what it hears decides what it writes."""
-    speech = load(make_checkpoint(reader=True, transcript_reader="whisper"), quiet=True)
+    speech = load(make_checkpoint(reader=True, transcript_reader="whisper"), dtype="float32", quiet=True)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in speech.model.reader.named_parameters():
@@ -36,7 +36,7 @@ def speech(make_checkpoint: MakeCheckpoint) -> Any:
 @pytest.fixture(scope="module")
 def looping(make_checkpoint: MakeCheckpoint) -> Any:
     """A model whose decoder writes the same again and again, as small random weights do."""
-    return load(make_checkpoint(reader=True, transcript_reader="whisper"), quiet=True)
+    return load(make_checkpoint(reader=True, transcript_reader="whisper"), dtype="float32", quiet=True)
 
 
 @pytest.fixture

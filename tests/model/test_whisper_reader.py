@@ -389,3 +389,18 @@ def test_merged_it_reads_the_same_and_its_trained_part_is_no_longer_saved_alone(
 def test_switches_that_do_not_fit_together_are_refused(make_config: Any, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make_config(**changes)
+
+
+@torch.no_grad()
+def test_in_half_precision_the_unfolder_stays_in_single_and_both_readers_read_it(model: Any, tmp_path: Path) -> None:
+    model.save_trained(tmp_path / "trained")
+    model.save_pretrained(tmp_path / "whole")
+    for folder in ("trained", "whole"):
+        half = Model.from_pretrained(tmp_path / folder, dtype=torch.bfloat16)
+        assert {p.dtype for p in half.reader.unfold.parameters()} == {torch.float32}
+        assert {p.dtype for p in half.reader.decoder.parameters()} == {torch.bfloat16}
+        tokens = some_tokens().bfloat16()
+        assert len(half.reader.read(tokens, 5)) == 3
+        # Rounded are the head alone and what it reads: steps of 2⁻⁸ of numbers of this size.
+        difference = (half.letters(tokens).float() - model.letters(tokens.float())).abs().max()
+        assert difference < 0.1

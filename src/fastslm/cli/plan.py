@@ -23,7 +23,7 @@ def plan(
     Neither is the model loaded nor a recording decoded.
     """
     from fastslm.audio import probe_duration
-    from fastslm.loading import checkpoint_folder, choose_device, choose_dtype
+    from fastslm.loading import checkpoint_folder, choose_device, choose_dtype, choose_encoder_dtype
     from fastslm.longform.cuts import check_cuts
     from fastslm.longform.memory import SUFFIX, SpeechMemory
     from fastslm.longform.plan import empty_model
@@ -35,6 +35,9 @@ def plan(
     check_cuts(cuts or "fixed", empty.config.mel_mode)
     name = str(chosen_dtype).removeprefix("torch.")
     reasons = (f"{chosen_device}{device_reason}", f"{name}{dtype_reason}")
+    encoder_dtype, encoder_reason = choose_encoder_dtype(dtype, chosen_device)
+    if encoder_dtype is not None:
+        reasons += (f"the encoder in {str(encoder_dtype).removeprefix('torch.')} ({encoder_reason})",)
     for file in files:
         is_memory = file.suffix.lower() == SUFFIX
         seconds = SpeechMemory.load(file).duration if is_memory else probe_duration(file)
@@ -44,6 +47,7 @@ def plan(
             dtype=chosen_dtype,
             device=str(chosen_device),
             cuts=cuts or "fixed",  # type: ignore[arg-type]
+            encoder_dtype=encoder_dtype,
             reasons=reasons,
         )
         if as_json:

@@ -7,8 +7,10 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,9 +82,9 @@ class WindowEncoder:
     Args:
         model: in evaluation mode, on the device where it is to run.
         group_windows: windows that pass the model together.
-        dtype: what encoder and HFQ-Former compute in (autocast), and of the tokens; `None` is the model's own. In
-            float32 a window's tokens do not depend on its group but for rounding (1e-4); in bfloat16 they agree as
-            far as bfloat16 goes.
+        dtype: what encoder and HFQ-Former compute in, and of the tokens; `None` is the model's own. In float32 a
+            window's tokens do not depend on its group but for rounding (1e-4); in bfloat16 they agree as far as
+            bfloat16 goes.
     """
 
     def __init__(
@@ -93,8 +95,9 @@ class WindowEncoder:
     ):
         self.model = model
         self.group_windows = group_windows
-        self.dtype = dtype
+        self.dtype = None if dtype is model.dtype else dtype
         self._fingerprint: str | None = None
+        self._frozen: Any = None
 
     @property
     def fingerprint(self) -> str:
@@ -282,10 +285,29 @@ class WindowEncoder:
     @torch.inference_mode()
     def tokens(self, features: torch.Tensor) -> torch.Tensor:
         """Log-mel windows (windows, mel bins, 3000) → their tokens (windows, 50, hidden), on the CPU."""
-        device = self.model.device
-        with torch.autocast(device.type, self.dtype, enabled=self.dtype is not None):
-            tokens = self.model.get_speech_tokens(features.to(device))
-        return tokens.to("cpu", self.dtype)
+        return self.fold(self.frames(features)).to("cpu", self.dtype)
+
+    @torch.inference_mode()
+    def frames(self, features: torch.Tensor) -> torch.Tensor:
+        """Whisper's frozen encoder: log-mel windows (windows, mel bins, 3000) → frames (windows, 1500, hidden)."""
+        encoder = self._frozen_encoder
+        weight = encoder.conv1.weight
+        return encoder(features.to(weight.device, weight.dtype)).last_hidden_state
+
+    @torch.inference_mode()
+    def fold(self, frames: torch.Tensor) -> torch.Tensor:
+        """The HFQ-Former: frames (windows, 1500, hidden) → tokens (windows, 50, hidden)."""
+        with torch.autocast(frames.device.type, self.dtype, enabled=self.dtype is not None):
+            return self.model.get_speech_tokens(encoder_frames=frames)
+
+    @property
+    def _frozen_encoder(self) -> Any:
+        """The model's, or a copy in `dtype`: autocast would round its weights again for every group."""
+        if self.dtype is None:
+            return self.model.encoder
+        if self._frozen is None:
+            self._frozen = deepcopy(self.model.encoder).to(self.dtype)
+        return self._frozen
 
     def _stamp(self, cuts: Cuts) -> dict[str, object]:
         """All that decides, to the last bit, what a recording's tokens are."""

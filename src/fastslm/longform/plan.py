@@ -130,6 +130,9 @@ def plan(
     tokens = config.tokens_per_window
     kept = (windows or 0) * tokens * config.hfq_config.hidden_size * (encoder_dtype or dtype).itemsize
     weights = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+    if encoder_dtype not in (None, dtype):
+        # A copy of its own.
+        weights += sum(parameter.numel() for parameter in model.encoder.parameters()) * encoder_dtype.itemsize
     group = group_bytes(model, group_windows, encoder_dtype or dtype)
     context = context_length(model)
     room = None if context is None else max(0, context - OTHER_POSITIONS) // tokens

@@ -183,7 +183,8 @@ class WhisperDecoderReader:
         frames = reader.unfold(tokens.to(reader.unfold.place))
         letters = None
         if head is not None:
-            letters = (head(frames) if self.model.config.ctc_reads == "frames" else self.model.letters(tokens)).cpu()
+            reads_frames = self.model.config.ctc_reads == "frames"
+            letters = (self.model.letters_of(frames) if reads_frames else self.model.letters(tokens)).cpu()
         rows = list(range(len(tokens)))
         if no_speech == "skip":
             assert letters is not None

@@ -31,6 +31,7 @@ from fastslm.model.configuration import FastSLMConfig
 from fastslm.model.heard_words import HeardWords
 from fastslm.model.hfq_former import HFQFormer
 from fastslm.model.lora import add_lora, is_lora_key, lora_layers, lora_switched, merge_lora
+from fastslm.model.saving import UNFOLDER
 from fastslm.model.speech import SPEECH_INPUTS, SpeechPath
 from fastslm.model.starts import mark_started, start_hfq_former
 
@@ -67,6 +68,8 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    # Rounded to half precision, what it unfolds costs the decoder words; it is a small part of the work.
+    _keep_in_fp32_modules_strict = [UNFOLDER]  # noqa: RUF012
     _no_split_modules = ["WhisperEncoderLayer", "Compressor", "DetailRecovery"]  # noqa: RUF012
 
     def __init__(
@@ -157,11 +160,15 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
         """
         if self.ctc_head is None:
             raise ValueError("The model has no CTC head: make one with `ctc_head` in the configuration.")
-        tokens = tokens.to(next(self.ctc_head.parameters()))
-        if self.config.ctc_reads == "tokens":
-            return self.ctc_head(tokens)
-        assert self.reader is not None
-        return self.ctc_head(self.reader.unfold(tokens))
+        if self.config.ctc_reads == "frames":
+            assert self.reader is not None
+            tokens = self.reader.unfold(tokens.to(self.reader.unfold.place))
+        return self.letters_of(tokens)
+
+    def letters_of(self, read: torch.Tensor) -> torch.Tensor:
+        """As `letters`, of what the CTC head reads: tokens, or what the unfolder made of them."""
+        assert self.ctc_head is not None
+        return self.ctc_head(read.to(next(self.ctc_head.parameters())))
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()

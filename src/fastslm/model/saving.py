@@ -41,6 +41,8 @@ from fastslm.weights import resolve
 # Rows that the base's embedding lacks, since the tokenizer outgrew it; the output's only where it is not tied.
 ADDED_INPUT_ROWS = "added_embeddings.input"
 ADDED_OUTPUT_ROWS = "added_embeddings.output"
+# Always in float32: what it unfolds in half precision costs the decoder words.
+UNFOLDER = "reader.unfold"
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # What transformers' Auto classes pass along, and what says nothing to files that are safetensors and ours.
 VOID_ARGUMENTS = ("trust_remote_code", "adapter_kwargs", "_from_auto", "low_cpu_mem_usage", "use_safetensors")
@@ -293,7 +295,7 @@ def _load_trained(model: Any, state: dict[str, torch.Tensor], dtype: torch.dtype
     expected = model.trained_state_dict()
     mismatched = [key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape]
     refuse_differences(name, expected.keys() - state.keys(), state.keys() - expected.keys(), mismatched)
-    state = {key: value.to(dtype) for key, value in state.items()}
+    state = {key: value.to(torch.float32 if key.startswith(UNFOLDER) else dtype) for key, value in state.items()}
     if added := model.config.added_embeddings:
         model.get_input_embeddings().weight[-added:] = state.pop(ADDED_INPUT_ROWS)
         if ADDED_OUTPUT_ROWS in state:
