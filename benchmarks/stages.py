@@ -6,8 +6,9 @@
 Writes the section "Every task after every stage" of docs/training.md. The upper table is of validation rows
 (`recipes/tiny/prepare.sh` makes them): what the right answers cost a model that is given the right words. The lower one
 is of recordings of the `test` splits, each row one `fastslm evaluate`; long ones are composed here of
-`librispeech/test`, with an order of `coffee/test` somewhere in each. Figures of a model that was measured before are
-kept in `--work`. With `--limit`, only the first so many samples are taken and the tables are only printed.
+`librispeech/test`, with an order of `coffee/test` somewhere in each. Figures are kept in `--work` by the weights that
+they depend on: transcripts, which Whisper's decoder writes, are not measured again where only the language model's part
+has changed. With `--limit`, only the first so many clips and rows are taken, and the section says so.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from time import monotonic
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 import fastslm
 from fastslm.data.composition import Composing, compose
@@ -33,12 +35,14 @@ from fastslm.training.answers import Answers
 
 DOCS = Path(__file__).parents[1] / "docs" / "training.md"
 MARKS = ("<!-- stages -->", "<!-- end of stages -->")
-LONG_MINUTES, LONG_COUNT = (1.0, 5.0), 25
+LONG_MINUTES, LONG_COUNT = (1.0, 5.0), 12
 VALIDATION_ROWS = {
     "coffee-validation": "questions about orders",
     "long-validation": "recordings of 1 to 5 minutes",
 }
 VALIDATED = 120
+# What the transcripts of Whisper's decoder and of the CTC head depend on.
+SPEECH_PARTS = ("hfq_former.", "ctc_head.", "reader.")
 TITLES = {
     "ask_loss": "loss of answers",
     "summarize_loss": "loss of summaries",
@@ -121,22 +125,30 @@ class Kept:
         return self.rows[key]
 
 
-def stamp(model: Path) -> str:
-    """Of a model's weights and configuration."""
+def stamp(model: Path, transcripts: bool = False) -> str:
+    """Of a model's weights, or of those alone that its transcripts depend on."""
+    config = json.loads((model / "config.json").read_text())
     digest = hashlib.sha256()
-    for name in ("model.safetensors", "config.json"):
-        digest.update((model / name).read_bytes())
+    of_speech = transcripts and config["transcript_reader"] in ("whisper", "ctc")
+    for name, weight in sorted(load_file(model / "model.safetensors").items()):
+        if name.startswith(SPEECH_PARTS) or not of_speech:
+            digest.update(name.encode())
+            digest.update(weight.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]
 
 
 def tables(
-    names: Sequence[str], losses: Sequence[dict[str, dict[str, float]]], tests: Sequence[dict[str, dict[str, Any]]]
+    names: Sequence[str],
+    losses: Sequence[dict[str, dict[str, float]]],
+    tests: Sequence[dict[str, dict[str, Any]]],
+    limit: int | None,
 ) -> str:
     """Both tables as Markdown: a row a figure, a column a stage."""
+    only = "" if limit is None else f" --limit {limit}"
     lines = [
         "## Every task after every stage",
         "",
-        f"`python benchmarks/stages.py ../shared/data {' '.join(f'runs/{name}/model' for name in names)}`",
+        f"`python benchmarks/stages.py ../shared/data {' '.join(f'runs/{name}/model' for name in names)}{only}`",
         "",
         "Validation rows, words given:",
         "",
@@ -149,7 +161,8 @@ def tables(
                 form = ".1%" if name == "right_answers" else ".3f"
                 cells = " | ".join(f"{own[rows][name]:{form}}" for own in losses)
                 lines.append(f"| {title} | {TITLES[name]} | {cells} |")
-    lines += ["", "Recordings of `test` splits, with 95 % intervals:", ""]
+    taken = "" if limit is None else f", the first {limit} of each"
+    lines += ["", f"Recordings of `test` splits{taken}, with 95 % intervals:", ""]
     lines += [f"| set | samples | figure | {' | '.join(names)} |", f"|---|---|---|{'---|' * len(names)}"]
     for figure in FIGURES:
         found = [own[f"{figure.suite} {figure.manifest}"] for own in tests]
@@ -182,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Every task after every stage.")
     parser.add_argument("data", type=Path)
     parser.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="the stages' models, in their order")
-    parser.add_argument("--limit", type=int, help="only the first so many samples; nothing is written")
+    parser.add_argument("--limit", type=int, help="only the first so many clips of each set")
     parser.add_argument("--work", type=Path, default=Path("cache/stages"))
     parser.add_argument("--rows", type=Path, default=Path("cache/instructions"), help="where the validation rows are")
     chosen = parser.parse_args()
@@ -192,7 +205,7 @@ def main() -> None:
     losses: list[dict[str, Any]] = []
     tests: list[dict[str, Any]] = []
     for model in chosen.models:
-        own = f"{model} {stamp(model)}"
+        own, speech = stamp(model), stamp(model, transcripts=True)
         losses.append({})
         for name in VALIDATION_ROWS:
             rows = read_manifest(chosen.rows / f"{name}.jsonl")[: chosen.limit or VALIDATED]
@@ -201,13 +214,13 @@ def main() -> None:
         tests.append({})
         for suite, name in dict.fromkeys((figure.suite, figure.manifest) for figure in FIGURES):
             manifest = (chosen.data if "/" in name else chosen.work) / f"{name}.jsonl"
-            key = f"{own} {suite} {name} {manifest_digest(manifest)[:12]} {chosen.limit}"
+            weights = speech if suite in ("asr", "silence") else own
+            key = f"{weights} {suite} {name} {manifest_digest(manifest)[:12]} {chosen.limit}"
             tests[-1][f"{suite} {name}"] = kept.get(
                 key, lambda model=model, suite=suite, manifest=manifest: measured(model, suite, manifest, chosen.limit)
             )
-    found = tables([model.parent.name for model in chosen.models], losses, tests)
-    if chosen.limit is None:
-        put(found, DOCS)
+    found = tables([model.parent.name for model in chosen.models], losses, tests, chosen.limit)
+    put(found, DOCS)
     print(found)
 
 

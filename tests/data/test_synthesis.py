@@ -9,6 +9,7 @@ import pytest
 from fastslm.data.manifest import Clip, read_manifest, write_manifest
 from fastslm.data.phrasings import CONTINUATION, HALF_MINUTE, KEYWORDS, SUMMARIZE, TRANSCRIBE, TRANSLATE
 from fastslm.data.questions import NOT_MENTIONED
+from fastslm.data.spoken import window_texts
 from fastslm.data.synthesis import ordinal, synthesize, tally
 from fastslm.errors import ManifestError, OptionError
 from fastslm.prompts import TASKS
@@ -147,6 +148,18 @@ def test_which_half_minute_a_phrase_is_in_is_where_its_segment_is(clips: Any, tm
         assert int(segment["start"] // 30) == window
         if row["kind"] == "half minute":
             assert row["answer"] == ordinal(window)
+
+
+def test_what_is_asked_about_is_among_the_words_of_the_window_that_is_told(clips: Any, tmp_path: Path) -> None:
+    write_manifest(tmp_path / "rows.jsonl", synthesize(clips(*(composed(i) for i in range(6))), tmp_path, ["ask"]))
+    asked = [row for row in read_manifest(tmp_path / "rows.jsonl") if getattr(row, "windows", None)]
+    assert asked
+    for row in asked:
+        (window,) = row.windows  # type: ignore[attr-defined]
+        texts = window_texts(row)
+        assert len(texts) == 5
+        phrase = (row.instruction or "").split('"')[1].removesuffix(" …")
+        assert [phrase in text for text in texts] == [index == window for index in range(5)]
 
 
 def test_an_order_among_other_speech_is_asked_about_and_its_windows_are_told(clips: Any, tmp_path: Path) -> None:
