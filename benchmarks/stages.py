@@ -8,7 +8,8 @@ Writes the section "Every task after every stage" of docs/training.md. The upper
 is of recordings of the `test` splits, each row one `fastslm evaluate`; long ones are composed here of
 `librispeech/test`, with an order of `coffee/test` somewhere in each. Figures are kept in `--work` by the weights that
 they depend on: transcripts, which Whisper's decoder writes, are not measured again where only the language model's part
-has changed. With `--limit`, only the first so many clips and rows are taken, and the section says so.
+has changed. With `--limit`, the language model is asked about the first so many clips and rows only, and the section
+says so.
 """
 
 import argparse
@@ -161,7 +162,7 @@ def tables(
                 form = ".1%" if name == "right_answers" else ".3f"
                 cells = " | ".join(f"{own[rows][name]:{form}}" for own in losses)
                 lines.append(f"| {title} | {TITLES[name]} | {cells} |")
-    taken = "" if limit is None else f", the first {limit} of each"
+    taken = "" if limit is None else f", asked about the first {limit} of each"
     lines += ["", f"Recordings of `test` splits{taken}, with 95 % intervals:", ""]
     lines += [f"| set | samples | figure | {' | '.join(names)} |", f"|---|---|---|{'---|' * len(names)}"]
     for figure in FIGURES:
@@ -195,7 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Every task after every stage.")
     parser.add_argument("data", type=Path)
     parser.add_argument("models", type=Path, nargs="+", metavar="MODEL", help="the stages' models, in their order")
-    parser.add_argument("--limit", type=int, help="only the first so many clips of each set")
+    parser.add_argument("--limit", type=int, help="the language model is asked about so many clips of each set")
     parser.add_argument("--work", type=Path, default=Path("cache/stages"))
     parser.add_argument("--rows", type=Path, default=Path("cache/instructions"), help="where the validation rows are")
     chosen = parser.parse_args()
@@ -214,10 +215,14 @@ def main() -> None:
         tests.append({})
         for suite, name in dict.fromkeys((figure.suite, figure.manifest) for figure in FIGURES):
             manifest = (chosen.data if "/" in name else chosen.work) / f"{name}.jsonl"
-            weights = speech if suite in ("asr", "silence") else own
-            key = f"{weights} {suite} {name} {manifest_digest(manifest)[:12]} {chosen.limit}"
+            heard = suite in ("asr", "silence")
+            weights, limit = (speech, None) if heard else (own, chosen.limit)
+            key = f"{weights} {suite} {name} {manifest_digest(manifest)[:12]} {limit}"
             tests[-1][f"{suite} {name}"] = kept.get(
-                key, lambda model=model, suite=suite, manifest=manifest: measured(model, suite, manifest, chosen.limit)
+                key,
+                lambda model=model, suite=suite, manifest=manifest, limit=limit: measured(
+                    model, suite, manifest, limit
+                ),
             )
     found = tables([model.parent.name for model in chosen.models], losses, tests, chosen.limit)
     put(found, DOCS)
