@@ -27,9 +27,19 @@ from fastslm.training.trainer import Trainer
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 # One start of two processes for all recipes: importing takes longer than training.
 PROGRAM = """
-import json, sys
+import json, os, sys
+from fastslm.training.processes import Processes
 from fastslm.training.recipe import check_recipe
 from fastslm.training.trainer import Trainer
+prepare = Processes.prepare
+def prepared(self, objective):
+    shared = prepare(self, objective)
+    if "ACCELERATE_USE_FSDP" in os.environ:
+        parameters = list(shared.losses.parameters())
+        # Tensors of one row cannot be halved.
+        assert sum(p.to_local().numel() for p in parameters) < 0.6 * sum(p.numel() for p in parameters)
+    return shared
+Processes.prepare = prepared
 for content in json.load(open(sys.argv[1])):
     Trainer(check_recipe(content, "recipe"), quiet=True).run()
 """
@@ -110,13 +120,13 @@ def assert_trained_alike(one: Path, two: Path) -> None:
         assert float((a - b).norm()) <= 2e-3 * float(a.norm()) + 1e-6
 
 
-def train_alone_and_launched(contents: list[dict[str, Any]], tmp_path: Path) -> None:
+def train_alone_and_launched(contents: list[dict[str, Any]], tmp_path: Path, **variables: str) -> None:
     alone, both = placed(contents, tmp_path / "alone"), placed(contents, tmp_path / "both")
     for content in alone:
         Trainer(check_recipe(content, "recipe"), quiet=True).run()
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "recipes.json").write_text(json.dumps(both))
-    done = launched([str(tmp_path / "program.py"), str(tmp_path / "recipes.json")], OMP_NUM_THREADS="1")
+    done = launched([str(tmp_path / "program.py"), str(tmp_path / "recipes.json")], OMP_NUM_THREADS="1", **variables)
     assert done.returncode == 0, done.stderr[-2000:]
     for one, two in zip(alone, both, strict=True):
         assert_trained_alike(Path(one["out"]), Path(two["out"]))
@@ -133,6 +143,17 @@ def test_two_processes_train_as_one_does(contents: list[dict[str, Any]], tmp_pat
 @pytest.mark.slow
 def test_two_processes_train_every_objective_as_one_does(contents: list[dict[str, Any]], tmp_path: Path) -> None:
     train_alone_and_launched(contents, tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_out_the_weights_train_as_one_does(
+    contents: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    spoken, _, told = contents
+    spoken["phases"] = spoken["phases"][2:]
+    # The second phase starts where the first one ends, and the average is of shared out weights.
+    told["phases"] = [told["phases"][0] | {"average": 0.5}, told["phases"][0] | {"name": "more", "steps": 3}]
+    train_alone_and_launched([spoken, told], tmp_path, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2")
 
 
 @pytest.mark.slow
@@ -186,6 +207,31 @@ def test_alignments_are_not_written_by_two_processes(contents: list[dict[str, An
     contents[0]["phases"][0]["objective"] = "alignment"
     with pytest.raises(RecipeError, match=r"phase tied: objective alignment .* one process trains it"):
         two.check(check_recipe(contents[0], "recipe"))
+
+
+def test_fsdp_is_refused_where_it_has_nothing_to_share_out(contents: list[dict[str, Any]], two: Processes) -> None:
+    two.sharded = True
+    two.check(check_recipe(contents[2], "recipe"))
+    with pytest.raises(RecipeError, match="phase frames: objective frames has no language model whose weights FSDP"):
+        two.check(check_recipe(contents[1], "recipe"))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("FSDP_VERSION", "1", "launch with --fsdp_version 2"),
+        ("FSDP_OFFLOAD_PARAMS", "true", "launch without --fsdp_offload_params"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "set gradient_checkpointing in the phase"),
+    ],
+)
+def test_what_fsdp_does_not_do_here_is_said(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(RecipeError, match=said):
+        Processes("cpu")
 
 
 @given(st.integers(1, 40), st.integers(1, 9))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fastslm.training.recipe import Phase
+from fastslm.training.sharding import as_shared, whole
 
 ADAM_BETAS = (0.9, 0.98)
 MUON_MOMENTUM = 0.95
@@ -57,7 +58,7 @@ class Optimizers:
 
     def clip(self) -> float:
         """Clip the gradients. Returns their norm before."""
-        return float(torch.nn.utils.clip_grad_norm_(self.parameters, self.phase.clip_norm))
+        return float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.phase.clip_norm)))
 
     def step(self, step: int) -> None:
         """Set the rates, move the parameters, and forget the gradients."""
@@ -72,7 +73,12 @@ class Optimizers:
 
     def load_state_dict(self, state: list[dict]) -> None:
         for optimizer, part in zip(self.optimizers, state, strict=True):
-            optimizer.load_state_dict(part)
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            own = {
+                index: {name: as_shared(value, parameters[index]) for name, value in values.items()}
+                for index, values in part["state"].items()
+            }
+            optimizer.load_state_dict({**part, "state": own})
 
 
 class Average:
@@ -106,4 +112,4 @@ class Average:
     def load_state_dict(self, state: dict) -> None:
         self.steps = state["steps"]
         for value, saved in zip(self.values, state["values"], strict=True):
-            value.copy_(saved)
+            value.copy_(as_shared(saved, value))

@@ -2,7 +2,8 @@
 
 A step is the same step whatever their number. Every process draws the whole batch, which costs little, computes the
 losses of its own rows of it, and DDP adds up the gradients; what a loss is a mean over is counted over the whole batch,
-which every process knows. Losses are reduced before they are shown, and the main process alone writes.
+which every process knows. Losses are reduced before they are shown, and the main process alone writes. With FSDP in
+place of DDP, a large language model's weights are shared out too (`fastslm.training.sharding`).
 """
 
 import os
@@ -18,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from fastslm.errors import RecipeError
 from fastslm.training.objectives import Objective, combined
 from fastslm.training.recipe import Recipe
+from fastslm.training.sharding import SHARDABLE, gathered, shard, wanted, whole
 
 # The others wait while the main process encodes, validates or writes.
 PATIENCE = timedelta(days=1)
@@ -38,6 +40,8 @@ class Processes:
     def __init__(self, device: str):
         self.count = next((int(os.environ[name]) for name in SIZES if name in os.environ), 1)
         self.index = 0
+        # Whether each holds its part of the weights only (FSDP).
+        self.sharded = False
         # Of accelerate, which is imported where it is needed.
         self.accelerator: Any = None
         if self.count > 1:
@@ -62,8 +66,7 @@ class Processes:
             raise RecipeError(
                 f"device is {device!r}, but {self.count} processes take one device each; set auto, cpu or cuda."
             )
-        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-            raise RecipeError("FSDP is not supported: every process holds all weights; launch without --use_fsdp.")
+        self.sharded = wanted()
         on_cpu = _device(device).type == "cpu"
         # What is computed in bfloat16 is the recipe's to say.
         self.accelerator = Accelerator(
@@ -89,6 +92,11 @@ class Processes:
                 raise RecipeError(
                     f"phase {phase.name}: objective alignment keeps its alignments in one file, so one process trains "
                     "it; the phases after it may go on with several."
+                )
+            if self.sharded and phase.objective not in SHARDABLE:
+                raise RecipeError(
+                    f"phase {phase.name}: objective {phase.objective} has no language model whose weights FSDP could "
+                    "share out; launch without --use_fsdp."
                 )
 
     @contextmanager
@@ -119,11 +127,16 @@ class Processes:
                     value.copy_(broadcast(value.clone()))
 
     def prepare(self, objective: Objective) -> "Shared":
-        """The objective's losses as a module, under DDP where there are several processes."""
+        """The objective's losses as a module, its weights shared out where FSDP is to do so."""
         shared = Shared(objective, self)
-        if self.accelerator is not None:
-            shared.module = self.accelerator.prepare_model(shared.losses, device_placement=False)
+        if self.sharded:
+            language_model = objective.model.language_model  # type: ignore[attr-defined]
+            shard(shared.losses, language_model, self.device, self.count)
         return shared
+
+    def whole(self, state: Any) -> Any:
+        """A state as one process alone would have it; all processes ask for it together."""
+        return whole(state) if self.sharded else state
 
     def end(self) -> None:
         """Wait for all, and leave them."""
@@ -165,8 +178,18 @@ class Shared:
                     self._hooks += [part.register_forward_pre_hook(self._widen)]
                     self._hooks += [part.register_forward_hook(self._narrow)]
 
+    def start(self) -> None:
+        """What trains is known: from here on DDP adds up its gradients."""
+        accelerator = self.processes.accelerator
+        if accelerator is not None and not self.processes.sharded:
+            self.module = accelerator.prepare_model(self.losses, device_placement=False)
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Around what is computed beside the losses."""
+        return gathered(self.losses) if self.processes.sharded else nullcontext()
+
     def close(self) -> None:
-        """Leave the objective's modules as they were."""
+        """Leave the objective's modules as they were, but for weights that FSDP has shared out."""
         for hook in self._hooks:
             hook.remove()
         if self.processes.accelerator is not None:
@@ -199,7 +222,7 @@ class Shared:
         return {"loss": combined(scaled, self.objective.weights)} | scaled
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the loss's gradients to the others'; DDP, which takes the mean of them, reduces them."""
+        """Add the loss's gradients to the others'; DDP and FSDP, which take the mean of them, reduce them."""
         accelerator = self.processes.accelerator
         if accelerator is None:
             loss.backward()
@@ -209,6 +232,10 @@ class Shared:
     def reducing(self, last: bool) -> AbstractContextManager[None]:
         """Around the losses of a micro-batch and their backward pass: gradients are reduced after the last one."""
         accelerator = self.processes.accelerator
+        if self.processes.sharded:
+            # FSDP's own switch, which stays as it is set.
+            self.losses.set_requires_gradient_sync(last)  # type: ignore[operator]
+            return nullcontext()
         return nullcontext() if accelerator is None or last else accelerator.no_sync(self.module)
 
     def _widen(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:

@@ -120,7 +120,7 @@ class Trainer:
             self._clock = time.monotonic() - self.seconds
             self._saved = time.monotonic()
             while self.phase < len(recipe.phases):
-                self._run_phase(learner, validation, state)
+                learner = self._run_phase(learner, validation, state)
                 state = None
                 self.phase, self.step = self.phase + 1, 0
                 self._check_stop()
@@ -160,17 +160,19 @@ class Trainer:
         learner: Learner,
         validation: CachedWindows,
         state: dict[str, Any] | None,
-    ) -> None:
+    ) -> Learner:
+        """Returns what the next phase goes on with."""
         phase = self.recipe.phases[self.phase]
         torch.manual_seed(_seed(self.recipe.seed, self.phase, -1))
         objective = learner.objective(phase, state)
+        shared = self.processes.prepare(objective)
         optimizers = Optimizers(objective.parts, phase)
         average = Average(optimizers.parameters, phase.average) if phase.average else None
         if state is not None:
             optimizers.load_state_dict(state["optimizers"])
             if average is not None:
                 average.load_state_dict(state["average"])
-        shared = self.processes.prepare(objective)
+        shared.start()
         for step in range(self.step, phase.steps):
             started = time.monotonic()
             learner.train(phase)
@@ -178,7 +180,7 @@ class Trainer:
                 numbers = self._one_step(phase, step, shared, optimizers)
             except Stopped:
                 # While windows were encoded, before any weight moved.
-                if self.step:
+                if self.step and not self.processes.sharded:
                     self._save(learner, objective, optimizers, average)
                 self.line.say(f"stopped at step {self.global_step}; the same command goes on from there")
                 raise
@@ -188,8 +190,8 @@ class Trainer:
             self.seconds = time.monotonic() - self._clock
             self._log_step(phase, time.monotonic() - started, numbers)
             last = step + 1 == phase.steps
-            if self.processes.main and (last or (step + 1) % phase.validate_every == 0):
-                self._validate(phase, learner, objective, validation, average)
+            if last or (step + 1) % phase.validate_every == 0:
+                self._validate(phase, learner, shared, validation, average)
             due = self.processes.main and time.monotonic() - self._saved > self.recipe.checkpoint_minutes * 60
             # All leave after the same step, whichever of them was told to.
             agreed = self.processes.total({"asked": self._interruption.asked, "due": due})
@@ -198,11 +200,23 @@ class Trainer:
                 if average is not None:
                     average.swap()
                 shared.close()
+                learner = self._with_whole_weights(learner)
                 learner.finish(phase, objective)
                 self._save(learner, None, None, None)
             elif self._stopping or agreed["due"]:
                 self._save(learner, objective, optimizers, average)
                 self._check_stop()
+
+        return learner
+
+    def _with_whole_weights(self, learner: Learner) -> Learner:
+        """What was trained, in modules that FSDP has not changed; torch has no way back."""
+        if not self.processes.sharded:
+            return learner
+        state = self.processes.whole(learner.state_dict())
+        learner = Learner(self.recipe, self.device)
+        learner.load_state_dict(state)
+        return learner
 
     def _log_step(self, phase: Phase, took: float, numbers: dict[str, float]) -> None:
         """A line for programs and one for people."""
@@ -261,22 +275,27 @@ class Trainer:
         self,
         phase: Phase,
         learner: Learner,
-        objective: Objective,
+        shared: Shared,
         validation: CachedWindows,
         average: Average | None,
     ) -> None:
         """Measure what would leave the phase now, log and draw it."""
-        assert self.log is not None
+        # The main process does it for all, if it has the weights.
+        if not (self.processes.main or self.processes.sharded):
+            return
         if average is not None:
             average.swap()
         learner.eval()
-        numbers = validate(objective, validation, self.device, self.dtype)
+        with shared.gathered():
+            numbers = validate(shared.objective, validation, self.device, self.dtype)
         if average is not None:
             average.swap()
         self.seconds = time.monotonic() - self._clock
+        if self.log is None:
+            return
         row = {"kind": "validation", "phase": phase.name, "global_step": self.global_step}
         self.log.write({**row, "seconds": round(self.seconds, 2), **numbers})
-        for sentence in sentences(objective, numbers, len(validation)):
+        for sentence in sentences(shared.objective, numbers, len(validation)):
             self.line.say(f"{phase.name}  step {self.step}  {sentence}")
         draw_curves(self.log.rows(), self.recipe.out / "curves.png", self.recipe.name)
 
@@ -284,7 +303,7 @@ class Trainer:
         self, learner: Learner, objective: Objective | None, optimizers: Optimizers | None, average: Average | None
     ) -> None:
         """Without objective and optimizers, it is the end of the phase: the next one starts from the parts alone."""
-        if not self.processes.main:
+        if not (self.processes.main or self.processes.sharded):
             return
         state = {
             "recipe": _digest(self.recipe, self.phase),
@@ -296,7 +315,9 @@ class Trainer:
             "optimizers": optimizers.state_dict() if optimizers is not None else [],
             "average": average.state_dict() if average is not None else None,
         }
-        save_checkpoint(self.recipe.out / "checkpoints", f"step-{self.global_step:07}", state)
+        state = self.processes.whole(state)
+        if self.processes.main:
+            save_checkpoint(self.recipe.out / "checkpoints", f"step-{self.global_step:07}", state)
         self._saved = time.monotonic()
 
     def _resume_state(self) -> dict[str, Any] | None:
