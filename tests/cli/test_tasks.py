@@ -283,11 +283,22 @@ def test_two_files_of_one_name_do_not_overwrite_each_other(fastslm, talk: Path, 
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_an_output_that_cannot_be_written_is_a_sentence(fastslm, talk: Path, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_a_sentence_before_a_model_is_loaded(
+    fastslm, talk: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("fastslm.cli.files.load_quietly", lambda *_: pytest.fail("a model was loaded"))
     (tmp_path / "file").touch()
     status, _, err = fastslm("transcribe", talk, "--output-dir", tmp_path / "file")
     assert status == 2
     assert "cannot be made" in err
+    (tmp_path / "out" / "talk.txt").mkdir(parents=True)
+    status, _, err = fastslm("transcribe", talk, "--output-dir", tmp_path / "out")
+    assert status == 2
+    assert "talk.txt is a folder" in err
+    for place in (tmp_path, tmp_path / "none" / "talk.kv"):
+        status, _, err = fastslm("ask", talk, "Who?", "--prefix-file", place)
+        assert status == 2
+        assert "cannot be a file, or its folder does not exist" in err
 
 
 def test_a_memory_of_another_model_is_refused(

@@ -1,5 +1,6 @@
 """One command over several files: each is read whatever becomes of the others, and progress is shown for each."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -92,7 +93,7 @@ def output_paths(files: list[Path], folder: Path, suffix: str) -> dict[Path, Pat
 
     Raises:
         OptionError: two would go to the same place.
-        FastSLMError: the folder cannot be made.
+        FastSLMError: the folder cannot be made or written to, or a folder is where a result is to go.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,12 +101,16 @@ def output_paths(files: list[Path], folder: Path, suffix: str) -> dict[Path, Pat
         raise FastSLMError(
             f"The folder {folder} cannot be made ({error.strerror}): choose another --output-dir."
         ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise FastSLMError(f"The folder {folder} cannot be written to: choose another --output-dir.")
     targets: dict[Path, Path] = {}
     for file in files:
         target = folder / f"{file.stem}{suffix}"
         rival = next((other for other, taken in targets.items() if taken == target), None)
         if rival is not None:
             raise OptionError(f"{rival} and {file} would both be written to {target}: run them apart.")
+        if target.is_dir():
+            raise FastSLMError(f"{target} is a folder, and the result of {file} is to go there: move it away.")
         targets[file] = target
     return targets
 

@@ -82,6 +82,8 @@ class AnswerOptions:
             )
         if self.prefix_file is not None and self.method == "map_reduce":
             raise OptionError("A prefix_file keeps one prompt, and map_reduce makes several: leave one of them out.")
+        if self.prefix_file is not None and (self.prefix_file.is_dir() or not self.prefix_file.parent.is_dir()):
+            raise OptionError(f"{self.prefix_file} cannot be a file, or its folder does not exist: name another.")
         if self.prefix_file is not None and not can_keep(model):
             raise OptionError("This language model's memory of a prompt cannot be kept: leave prefix_file out.")
 
