@@ -3,9 +3,10 @@
     python benchmarks/encoding.py ../shared/data
     python benchmarks/encoding.py ../shared/data --minutes 1440 --systems engine-bfloat16   # a day
 
-Real speech, repeated: the packets of `longform/test` one after another in one Ogg file. Seconds are of a file becoming
-tokens, without the loading of the model; memory is the process's highest while it does. The table and the plot go into
-docs/benchmarks.md; rows of other lengths that were measured before stay.
+int8 is torch's dynamic quantisation of the encoder's linear layers. Real speech, repeated: the packets of
+`longform/test` one after another in one Ogg file. Seconds are of a file becoming tokens, without the loading of the
+model; memory is the process's highest while it does. The table and the plot go into docs/benchmarks.md; rows of other
+lengths that were measured before stay.
 """
 
 import argparse
@@ -16,12 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import av
 import matplotlib
 import psutil
 import torch
+from torch.ao.quantization import quantize_dynamic
 
 import fastslm
 from fastslm.audio import WINDOW_SAMPLES, load_audio
@@ -38,6 +41,7 @@ START, END = "<!-- encoding -->", "<!-- end of encoding -->"
 SYSTEMS = {
     "engine-bfloat16": "this engine, bfloat16",
     "engine-float32": "this engine, float32",
+    "engine-int8": "this engine, int8",
     "whole-float32": "all windows at once, float32",
     "whole-bfloat16": "all windows at once, bfloat16",
 }
@@ -103,8 +107,12 @@ def measure(system: str, model_name: str, file: Path, threads: int) -> None:
     """One row as JSON on standard output, in a process of its own."""
     torch.set_num_threads(threads)
     how, name = system.split("-")
-    dtype = getattr(torch, name)
     model = fastslm.load(model_name, device="cpu", dtype="float32", quiet=True).model
+    if name == "int8":
+        # The linear layers of the encoder, in which it spends most; torch names no other way without further packages.
+        with warnings.catch_warnings(action="ignore"):
+            model.encoder = quantize_dynamic(model.encoder, {torch.nn.Linear}, dtype=torch.qint8)
+    dtype = torch.float32 if name == "int8" else getattr(torch, name)
     loaded = psutil.Process().memory_info().rss
     forget_peak()
     started, worked = time.perf_counter(), time.process_time()

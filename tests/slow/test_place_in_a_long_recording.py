@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fastslm
+from fastslm.longform.encoder import WindowEncoder
 from fastslm.longform.memory import MemoryFacts, SpeechMemory
 from fastslm.speech import FastSLM
 
@@ -53,3 +54,25 @@ def test_a_clip_in_three_hours_reads_as_it_does_alone(model: FastSLM, share: flo
     assert found.text == alone.text
     assert found.start == pytest.approx(30.0 * place)
     assert found.end - found.start == pytest.approx(clip.duration)
+
+
+def test_one_by_one_and_all_together_recordings_read_the_same_in_what_the_processor_computes_best(
+    model: FastSLM,
+) -> None:
+    clips = _clips(12)
+    alone = [model.transcribe(clip).text for clip in clips]
+    for clip in clips:
+        clip.seek(0)
+    assert [transcript.text for transcript in model.transcribe_many(clips)] == alone
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 8])
+def test_the_size_of_a_group_changes_no_token_in_what_the_processor_computes_best(model: FastSLM, group: int) -> None:
+    clips = [(str(index), clip) for index, clip in enumerate(_clips(8))]
+    expected = [memory.tokens for memory in model.encoder.encode_many(clips)]
+    for _, clip in clips:
+        clip.seek(0)
+    other = WindowEncoder(model.model, group_windows=group, dtype=model.encoder.dtype)
+    for memory, tokens in zip(other.encode_many(clips), expected, strict=True):
+        # Bits in bfloat16; in float32 the order of sums may follow the batch.
+        torch.testing.assert_close(memory.tokens, tokens, atol=0 if model.encoder.dtype else 1e-4, rtol=0)

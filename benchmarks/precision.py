@@ -1,0 +1,101 @@
+"""What half precision costs: words wrong and processor time, with encoder, unfolder and decoder each in its own.
+
+    python benchmarks/precision.py ../shared/data [--clips 130]
+
+Clips of librispeech/test and commonvoice/test, each alone in a window, greedy. The table goes into docs/benchmarks.md.
+"""
+
+import argparse
+import time
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastslm
+from fastslm.data.manifest import read_manifest
+from fastslm.evaluation.metrics import error_rates
+from fastslm.features import window_mel
+from fastslm.longform.encoder import WindowEncoder
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+START, END = "<!-- precision -->", "<!-- end of precision -->"
+SETS = ("librispeech/test", "commonvoice/test")
+TOGETHER, NEW_TOKENS = 16, 200
+FLOAT, HALF = "float32", "bfloat16"
+# Encoder and HFQ-Former, unfolder, Whisper's decoder.
+SYSTEMS = ((FLOAT, FLOAT, FLOAT), (HALF, FLOAT, FLOAT), (HALF, FLOAT, HALF), (HALF, HALF, HALF))
+
+
+@torch.inference_mode()
+def read(reader: Any, tokens: torch.Tensor, unfolder: str) -> list[str]:
+    """The text of each window."""
+    found: list[str] = []
+    unfold = reader.unfold if unfolder == FLOAT else deepcopy(reader.unfold).bfloat16()
+    for group in tokens.split(TOGETHER):
+        frames = unfold(group.to(unfold.place.dtype))
+        found += [read.text for read in reader.read_frames(frames, NEW_TOKENS)]
+    return found
+
+
+def measure(model_name: str, data: Path, clips: int) -> list[str]:
+    """The table's rows."""
+    exact = fastslm.load(model_name, device="cpu", dtype=FLOAT, quiet=True).model
+    assert exact.reader is not None
+    half = deepcopy(exact.reader)
+    half.decoder.bfloat16()
+    readers = {FLOAT: exact.reader, HALF: half}
+    found = {name: read_manifest(data / f"{name}.jsonl")[:clips] for name in SETS}
+    features = window_mel(
+        [clip.read() for own in found.values() for clip in own], exact.config.audio_config.num_mel_bins
+    )
+    lines = [
+        f"| encoder, HFQ-Former | unfolder | Whisper's decoder | {' | '.join(f'WER, {name}' for name in SETS)} "
+        "| texts that differ | encoding, s | reading, s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    tokens: dict[str, tuple[torch.Tensor, float]] = {}
+    first: list[str] = []
+    for encoder, unfolder, decoder in SYSTEMS:
+        if encoder not in tokens:
+            dtype = None if encoder == FLOAT else torch.bfloat16
+            engine = WindowEncoder(exact, dtype=dtype)
+            started = time.process_time()
+            own = torch.cat([engine.tokens(group) for group in features.split(engine.group_windows)]).float()
+            tokens[encoder] = (own, time.process_time() - started)
+        started = time.process_time()
+        texts = read(readers[decoder], tokens[encoder][0], unfolder)
+        spent = time.process_time() - started
+        first = first or texts
+        rates, done = [], 0
+        for own_clips in found.values():
+            part = texts[done : done + len(own_clips)]
+            rates.append(f"{error_rates([clip.text or '' for clip in own_clips], part).wer.value:.1%}")
+            done += len(own_clips)
+        differ = sum(a != b for a, b in zip(first, texts, strict=True))
+        lines.append(
+            f"| {encoder} | {unfolder} | {decoder} | {' | '.join(rates)} | {differ} of {len(texts)} "
+            f"| {tokens[encoder][1]:.0f} | {spent:.0f} |"
+        )
+    return lines
+
+
+def main() -> None:
+    """Measure, and put the table between the page's markers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="the folder that holds librispeech/ and commonvoice/")
+    parser.add_argument("--clips", type=int, default=130)
+    parser.add_argument("--model", default="fastslm-tiny")
+    arguments = parser.parse_args()
+    lines = measure(arguments.model, arguments.data, arguments.clips)
+    text = "\n".join([*lines, "", f"{arguments.clips} clips of each; seconds are of the processor, all threads."])
+    whole = PAGE.read_text(encoding="utf-8")
+    head, _, rest = whole.partition(START)
+    _, _, tail = rest.partition(END)
+    PAGE.write_text(f"{head}{START}\n{text}\n{END}{tail}", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
