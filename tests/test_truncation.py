@@ -1,5 +1,6 @@
 """A recording that breaks off is refused, whole ones never are; what is there is given where it is asked for."""
 
+import contextlib
 import io
 import struct
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastslm.audio import SAMPLE_RATE, load_audio, require_whole
-from fastslm.errors import CutShortError
+from fastslm.errors import AudioError, CutShortError
+from fastslm.extent import stated_extent
 
 SECONDS = 8.0
 # Name, rate, codec, options of the container.
@@ -156,6 +158,40 @@ def test_both_lengths_are_named(whole) -> None:
 def test_a_last_packet_that_breaks_off_is_enough(whole, name: str, lost: int) -> None:
     (kind,) = (kind for kind in COUNTED if kind[0] == name)
     _refused(whole(kind)[:-lost])
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), kind=st.sampled_from(COUNTED))
+def test_a_file_cut_anywhere_before_its_last_second_is_refused(whole, data: st.DataObject, kind: Kind) -> None:
+    content = whole(kind)
+    stop = data.draw(st.integers(0, int(len(content) * (0.85 if kind[0] == "a.avi" else 0.87))))
+    for source in (content[:stop], _Stream(content[:stop])):
+        if isinstance(source, bytes) or kind[0] != "parts.mp4":
+            with pytest.raises(AudioError):
+                load_audio(source)  # type: ignore[arg-type]
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), kind=st.sampled_from([*COUNTED, *INDEX_LAST, *UNCOUNTED]))
+def test_what_is_damaged_anywhere_is_heard_or_refused_and_never_a_crash(whole, data: st.DataObject, kind: Kind) -> None:
+    content = bytearray(whole(kind))
+    near_the_head = data.draw(st.booleans())
+    places = st.integers(0, 200 if near_the_head else len(content) - 1)
+    for place in data.draw(st.lists(places, min_size=1, max_size=8)):
+        content[place] = data.draw(st.integers(0, 255))
+    for source in (bytes(content), _Stream(bytes(content))):
+        with contextlib.suppress(AudioError):
+            load_audio(source, on_warning=lambda _: None, on_cut=lambda _: None)  # type: ignore[arg-type]
+    with contextlib.suppress(AudioError):
+        require_whole(bytes(content))
+
+
+def test_a_gigabyte_of_zeros_behind_a_head_is_no_reason_to_look_for_ever(tmp_path: Path, tone) -> None:
+    for name, head in (("a.wav", _wav(tone)[:36]), ("a.caf", b"caff\0\1\0\0"), ("a.mp4", b"\0\0\0\x08free")):
+        with (tmp_path / name).open("wb+") as file:
+            file.write(head)
+            file.truncate(1 << 30)
+            assert stated_extent(file).missing == 0
 
 
 def test_of_a_video_the_sounds_own_duration_counts(tmp_path: Path, encode, tone) -> None:

@@ -13,6 +13,7 @@ HEAD_BYTES = 2**16  # in which the headers of a stream are looked for
 OGG_HEADER_BYTES = 27  # of a page; the last of them counts the sizes that follow, a byte each
 OGG_PAGE_BYTES = OGG_HEADER_BYTES + 255 + 255 * 255  # at most
 MP4_BOXES = frozenset(b"ftyp styp moov moof mdat mfra sidx ssix free skip wide uuid emsg meta udta pdin prft".split())
+MOST_PARTS = 1_000_000  # a day of fragments of a tenth of a second; gigabytes of zeros pass for more
 EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 W64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 # Of a frame of MPEG sound, by its header's two bits: how often the rate is halved, and the first of its rates.
@@ -125,7 +126,9 @@ def _number(content: bytes, form: str, offset: int = 0) -> int | None:
 
 def _wav_end(file: BinaryIO, size: int) -> int | None:
     position, large = 12, None
-    while position + 8 <= size:
+    for _ in range(MOST_PARTS):
+        if position + 8 > size:
+            break
         file.seek(position)
         name, length = struct.unpack("<4sI", file.read(8))
         if name == b"ds64":
@@ -151,7 +154,9 @@ def _avi_end(file: BinaryIO, size: int) -> int | None:
 
 def _caf_end(file: BinaryIO, size: int) -> int | None:
     position = 8
-    while position + 12 <= size:
+    for _ in range(MOST_PARTS):
+        if position + 12 > size:
+            break
         file.seek(position)
         if len(content := file.read(12)) < 12:  # of a stream, no more is at hand
             break
@@ -165,7 +170,9 @@ def _caf_end(file: BinaryIO, size: int) -> int | None:
 def _mp4_end(file: BinaryIO, size: int) -> int | None:
     """Of its last box. Something else may follow it."""
     position = 0
-    while position + 8 <= size:
+    for _ in range(MOST_PARTS):
+        if position + 8 > size:
+            break
         file.seek(position)
         if len(content := file.read(8)) < 8:
             break
