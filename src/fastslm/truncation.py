@@ -2,7 +2,8 @@
 
 Most formats decode without an error when they break off, and an hour is missing without a word. Where a recording
 should end shows in two ways: in bytes, as its container counts its parts, and in seconds, as it counts its sound. What
-counts neither (MP3 without its Xing header, MP2, AC-3, a recorder's stream without a length) nobody can know to be cut.
+counts neither (MP3 without its Xing header, MP2, AC-3, a recorder's stream without a length) nobody can know to be cut,
+nor what is cut just between two pieces that are counted one by one (pages of Ogg, packets of AAC, parts of an MP4).
 """
 
 import re
