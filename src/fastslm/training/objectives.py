@@ -49,13 +49,14 @@ class Batch:
 
 
 class Objective(Protocol):
-    """A loss over batches, and the modules that it trains, by the names that a recipe's rates use.
-
-    weights: of the named losses that are added up as `loss`, the one to descend; where that is the only one, it is 1.
-    """
+    """A loss over batches, and the modules that it trains, by the names that a recipe's rates use."""
 
     parts: dict[str, nn.Module]
-    weights: Mapping[str, float]
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Of the named losses that are added up as `loss`, the one to descend; where that is the only one, it is 1."""
+        ...
 
     def losses(self, batch: Any) -> dict[str, torch.Tensor]:
         """Named losses of a batch, a `Batch` or of the objective's own kind; `loss` is the one to descend."""
