@@ -36,7 +36,9 @@ def announced_seconds(container: InputContainer, stream: AudioStream) -> float |
     if tag := MATROSKA_DURATION.fullmatch(stream.metadata.get("DURATION", "")):
         hours, minutes, seconds = (float(part) for part in tag.groups())
         return hours * 3600 + minutes * 60 + seconds
-    if container.duration is not None and len(container.streams) == 1:
+    # An FLV that breaks off within a packet's head seems to have a second stream of sound.
+    torn = container.format.name == "flv" and all(other.type == "audio" for other in container.streams)
+    if container.duration is not None and (torn or len(container.streams) == 1):
         return container.duration / av.time_base
     return None
 
