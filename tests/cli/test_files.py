@@ -63,3 +63,8 @@ def test_a_group_alone_prints_its_help_and_no_empty_line(group: list[str], capsy
     printed = capsys.readouterr()
     assert "Commands" in printed.out
     assert printed.err == ""
+
+
+def test_the_usage_of_ask_reads_as_it_is_written(capsys) -> None:
+    assert run(["ask", "--help"]) == 0
+    assert "fastslm ask [OPTIONS] {FILE}... {QUESTION}" in capsys.readouterr().out

@@ -1,11 +1,14 @@
 """What is kept of a recording."""
 
+import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_fastslm import noise
 
 from fastslm.errors import CheckpointError, FastSLMError
@@ -98,3 +101,16 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     file = SpeechMemory(good.tokens, good.times[:2], good.silent, good.facts).save(tmp_path / "a.fslm")
     with pytest.raises(CheckpointError, match="differ in their number of windows"):
         SpeechMemory.load(file)
+
+
+def test_several_memories_are_partial_if_one_is_and_an_older_file_is_not(tmp_path: Path) -> None:
+    whole, part = _memory(2), _memory(2, partial=True)
+    assert SpeechMemory.concatenate([whole, part]).facts.partial
+    assert not SpeechMemory.concatenate([whole, whole]).facts.partial
+    assert SpeechMemory.load(part.save(tmp_path / "part.fslm")).facts.partial
+    facts = asdict(whole.facts)
+    del facts["partial"]
+    tensors = {"tokens": whole.tokens, "times": whole.times, "silent": whole.silent}
+    metadata = {"format": "fastslm-memory", "version": "1", "facts": json.dumps(facts)}
+    save_file(tensors, tmp_path / "older.fslm", metadata=metadata)
+    assert not SpeechMemory.load(tmp_path / "older.fslm").facts.partial
