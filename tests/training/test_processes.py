@@ -20,8 +20,11 @@ from torch import nn
 
 from fastslm.errors import RecipeError
 from fastslm.training.checkpoint import load_newest
+from fastslm.training.feature_cache import WindowLabel
+from fastslm.training.objectives import Batch
 from fastslm.training.processes import Processes
 from fastslm.training.recipe import check_recipe
+from fastslm.training.stages import Learner
 from fastslm.training.trainer import Trainer
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -49,6 +52,13 @@ for content in json.load(open(sys.argv[1])):
 def contents(recipe_content: dict[str, Any], tmp_path: Path) -> list[dict[str, Any]]:
     """Recipes with every objective that may be shared. Three windows cannot be halved, and everything is random."""
     recipe_content["model"]["lora"]["dropout"] = 0.0
+    # Windows whose texts are not equally long.
+    source = Path(recipe_content["data"]["train"][0]["path"])
+    clips = [json.loads(line) for line in source.read_text().splitlines()]
+    clips = [clip | {"text": " ".join(clip["text"].split()[: 1 + index % 4])} for index, clip in enumerate(clips)]
+    train = source.with_name("unequal.jsonl")
+    train.write_text("".join(json.dumps(clip) + "\n" for clip in clips))
+    recipe_content["data"]["train"] = [{"path": str(train)}]
     spoken = deepcopy(recipe_content)
     adam = {"hfq_other": 0.001, "head_other": 0.001}
     llm = {"hfq_other": 0.0001, "projector": 0.001, "lora": 0.001}
@@ -201,6 +211,10 @@ def test_fewer_windows_than_processes_are_refused_before_anything_is_encoded(
     contents[0]["phases"][1]["batch_windows"] = 1
     with pytest.raises(RecipeError, match="phase ctc: batch_windows is 1, which 2 processes cannot share"):
         two.check(check_recipe(contents[0], "recipe"))
+    tasks = contents[2]["phases"][0]
+    del tasks["batch_windows"]
+    two.count = 20
+    two.check(check_recipe({**contents[2], "phases": [tasks | {"batch_seconds": 60.0}]}, "recipe"))
 
 
 def test_alignments_are_not_written_by_two_processes(contents: list[dict[str, Any]], two: Processes) -> None:
@@ -257,6 +271,48 @@ def test_a_process_among_several_takes_no_device_by_number(monkeypatch: pytest.M
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match="device is 'cuda:1', but 2 processes take one device each"):
         Processes("cuda:1")
+
+
+@pytest.mark.parametrize("which", [("spoken", "ctc"), ("spoken", "llm"), ("read", "frames"), ("read", "reader")])
+def test_what_two_processes_add_is_the_loss_of_all_windows_at_once(
+    contents: list[dict[str, Any]], two: Processes, which: tuple[str, str]
+) -> None:
+    name, objective_name = which
+    recipe = check_recipe(next(content for content in contents if content["name"] == name), "recipe")
+    learner = Learner(recipe, torch.device("cpu"))
+    objective = learner.objective(next(p for p in recipe.phases if p.objective == objective_name), None)
+    learner.eval()
+    torch.manual_seed(0)
+    # Frames of other variance, texts of other lengths; batches of one window, which has no second half, and of four.
+    frames = torch.randn(5, 1500, 64) * torch.tensor([0.1, 0.5, 1.0, 3.0, 2.0])[:, None, None]
+    labels = [WindowLabel(text, 1500, ()) for text in ("h", "l m h l m h l", "", "m l", "h h h m")]
+    whole = Batch(frames, labels, [0] * 5)
+    batches = [whole.part(range(1)), whole.part(range(1, 5))]
+    assert_shares_add_up(objective, two, whole, batches)
+
+
+def test_what_two_processes_add_is_the_loss_of_all_answers_at_once(
+    contents: list[dict[str, Any]], two: Processes
+) -> None:
+    recipe = check_recipe(contents[2], "recipe")
+    objective: Any = Learner(recipe, torch.device("cpu")).objective(recipe.phases[0], None)
+    whole = objective.batch(0)
+    assert_shares_add_up(objective, two, whole, [whole.part(range(1)), whole.part(range(1, 3))])
+
+
+@torch.no_grad()
+def assert_shares_add_up(objective: Any, two: Processes, whole: Any, batches: list[Any]) -> None:
+    expected = objective.losses(whole)
+    added = dict.fromkeys(["loss", *objective.weights], torch.zeros(()))
+    for two.index in (0, 1):
+        shared = two.prepare(objective)
+        amounts = shared.amounts(batches)
+        for batch in batches:
+            found = shared.contribution(batch, amounts)
+            added = {key: value + found[key] for key, value in added.items()}
+    assert {key: float(value) for key, value in added.items()} == pytest.approx(
+        {key: float(expected[key]) for key in added}, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("index", [0, 1])

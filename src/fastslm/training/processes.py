@@ -83,7 +83,8 @@ class Processes:
         if self.count == 1:
             return
         for phase in recipe.phases:
-            if phase.batch_windows < self.count:
+            # By seconds, a batch may be one long row: then the others count for nothing in that step.
+            if phase.batch_seconds is None and phase.batch_windows < self.count:
                 raise RecipeError(
                     f"phase {phase.name}: batch_windows is {phase.batch_windows}, which {self.count} processes cannot "
                     "share; raise it, or start fewer."
