@@ -8,8 +8,8 @@ Writes the section "Every task after every stage" of docs/training.md. The upper
 is of recordings of the `test` splits, each row one `fastslm evaluate`; long ones are composed here of
 `librispeech/test`, with an order of `coffee/test` somewhere in each. Figures are kept in `--work` by the weights that
 they depend on: transcripts, which Whisper's decoder writes, are not measured again where only the language model's part
-has changed. With `--limit`, the language model is asked about the first so many clips and rows only, and the section
-says so.
+has changed. A model whose language model does not read speech yet is asked nothing. With `--limit`, the others are
+asked about the first so many clips and rows only, and the section says so.
 """
 
 import argparse
@@ -142,16 +142,21 @@ def stamp(model: Path, transcripts: bool = False) -> str:
     return digest.hexdigest()[:12]
 
 
+def reads(model: Path) -> bool:
+    """Whether a model says that its language model was taught to read speech."""
+    return bool(json.loads((model / "config.json").read_text())["llm_reads_speech"])
+
+
 def tables(
     names: Sequence[str],
     losses: Sequence[dict[str, dict[str, float]]],
-    tests: Sequence[dict[str, dict[str, Any]]],
+    tests: Sequence[dict[str, dict[str, Any] | None]],
     limit: int | None,
 ) -> str:
     """Both tables as Markdown: a row a figure, a column a stage."""
     only = "" if limit is None else f" --limit {limit}"
     lines = [
-        "## Every task after every stage",
+        "### Every task after every stage",
         "",
         f"`python benchmarks/stages.py ../shared/data {' '.join(f'runs/{name}/model' for name in names)}{only}`",
         "",
@@ -172,11 +177,14 @@ def tables(
     for figure in FIGURES:
         found = [own[f"{figure.suite} {figure.manifest}"] for own in tests]
         cells = " | ".join(_cell(own, figure) for own in found)
-        lines.append(f"| `{figure.manifest}` | {found[0][f'{figure.name}_samples']} | {figure.title} | {cells} |")
+        samples = next((own[f"{figure.name}_samples"] for own in found if own is not None), "–")
+        lines.append(f"| `{figure.manifest}` | {samples} | {figure.title} | {cells} |")
     return "\n".join(lines)
 
 
-def _cell(found: dict[str, Any], figure: Figure) -> str:
+def _cell(found: dict[str, Any] | None, figure: Figure) -> str:
+    if found is None:
+        return "not taught"
     if found[figure.name] is None:
         return "–"
     low, high = found[f"{figure.name}_interval_95"]
@@ -221,6 +229,9 @@ def main() -> None:
             manifest = (chosen.data if "/" in name else chosen.work) / f"{name}.jsonl"
             heard = suite in ("asr", "silence")
             weights, limit = (speech, None) if heard else (own, chosen.limit)
+            if not heard and not reads(model):
+                tests[-1][f"{suite} {name}"] = None
+                continue
             key = f"{weights} {suite} {name} {manifest_digest(manifest)[:12]} {limit}"
             tests[-1][f"{suite} {name}"] = kept.get(
                 key,
