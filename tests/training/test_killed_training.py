@@ -73,9 +73,12 @@ def assert_kills_change_nothing(content: dict[str, Any], tmp_path: Path, kills: 
     for kill in range(kills + 10):
         writing = kill % 2 == 1
         # Not much further than a few steps, so that there is something left to kill.
-        at = int(rng.integers(1, lines[writing] * 3 // steps))
+        at = int(rng.integers(1, lines[writing] * 2 // steps))
         moments.append((at, writing))
         status, _ = ended(killed, at, writing)
+        if status == 0:
+            # So many kills that it came to its end between them.
+            break
         assert status == -signal.SIGKILL, moments
         # Whole, whatever the moment.
         state = load_newest(Path(killed["out"]) / "checkpoints")
@@ -84,7 +87,8 @@ def assert_kills_change_nothing(content: dict[str, Any], tmp_path: Path, kills: 
         if kill + 1 >= kills and from_middle:
             break
     assert from_middle, moments
-    assert ended(killed)[0] == 0, moments
+    if status != 0:
+        assert ended(killed)[0] == 0, moments
     assert (Path(killed["out"]) / "model" / "model.safetensors").is_file()
     found, expected = weights_of(killed), weights_of(undisturbed)
     assert found.keys() == expected.keys()
