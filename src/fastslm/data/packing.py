@@ -149,7 +149,9 @@ def _effects(
 ) -> _Effects:
     """Each clip draws for itself: neither its place nor its neighbours change what becomes of it."""
     found: _Effects = {}
-    for clip in clips if augmentation is not None else ():
+    if augmentation is None:
+        return found
+    for clip in clips:
         rng = sample_generator(seed, clip.id)
         effects = augmentation.draw(rng)
         found[clip.id] = effects, sounds[int(rng.integers(len(sounds)))] if len(sounds) else None
