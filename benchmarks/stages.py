@@ -9,7 +9,7 @@ is of recordings of the `test` splits, each row one `fastslm evaluate`; long one
 `librispeech/test`, with an order of `coffee/test` somewhere in each. Figures are kept in `--work` by the weights that
 they depend on: transcripts, which Whisper's decoder writes, are not measured again where only the language model's part
 has changed. A model whose language model does not read speech yet is asked nothing. With `--limit`, the others are
-asked about the first so many clips and rows only, and the section says so.
+asked about the first so many clips and rows only, and the section says so; with `--kept`, nothing is measured.
 """
 
 import argparse
@@ -42,6 +42,7 @@ VALIDATION_ROWS = {
     "long-validation": "recordings of 1 to 5 minutes",
 }
 VALIDATED = 40
+NOT_TAUGHT: dict[str, Any] = {}
 # What the transcripts of Whisper's decoder and of the CTC head depend on.
 SPEECH_PARTS = ("hfq_former.", "ctc_head.", "reader.")
 TITLES = {
@@ -110,16 +111,18 @@ def validated(folder: Path, rows: Sequence[Clip]) -> dict[str, float]:
 class Kept:
     """Figures in a file, by what they depend on."""
 
-    def __init__(self, file: Path):
-        self.file = file
+    def __init__(self, file: Path, only: bool):
+        self.file, self.only = file, only
 
     def rows(self) -> dict[str, Any]:
         """All that is there now: another process may have measured another model."""
         return json.loads(self.file.read_text()) if self.file.exists() else {}
 
     def get(self, key: str, make: Any) -> Any:
-        """What was found before, or what `make` finds now."""
-        if key not in (rows := self.rows()):
+        """What was found before, or what `make` finds now; `None` where it may not."""
+        if key not in (rows := self.rows()) and self.only:
+            return None
+        if key not in rows:
             started = monotonic()
             found = make()
             print(f"{key}: {monotonic() - started:.0f} s", file=sys.stderr)
@@ -167,9 +170,9 @@ def tables(
     ]
     for rows, title in VALIDATION_ROWS.items():
         for name in TITLES:
-            if name in losses[0][rows]:
+            if any(own[rows] and name in own[rows] for own in losses):
                 form = ".1%" if name == "right_answers" else ".3f"
-                cells = " | ".join(f"{own[rows][name]:{form}}" for own in losses)
+                cells = " | ".join(f"{own[rows][name]:{form}}" if own[rows] else "not measured" for own in losses)
                 lines.append(f"| {title} | {TITLES[name]} | {cells} |")
     taken = "" if limit is None else f", asked about the first {limit} of each"
     lines += ["", f"Recordings of `test` splits{taken}, with 95 % intervals:", ""]
@@ -177,14 +180,14 @@ def tables(
     for figure in FIGURES:
         found = [own[f"{figure.suite} {figure.manifest}"] for own in tests]
         cells = " | ".join(_cell(own, figure) for own in found)
-        samples = next((own[f"{figure.name}_samples"] for own in found if own is not None), "–")
+        samples = next((own[f"{figure.name}_samples"] for own in found if own), "–")
         lines.append(f"| `{figure.manifest}` | {samples} | {figure.title} | {cells} |")
     return "\n".join(lines)
 
 
 def _cell(found: dict[str, Any] | None, figure: Figure) -> str:
-    if found is None:
-        return "not taught"
+    if not found:
+        return "not taught" if found is NOT_TAUGHT else "not measured"
     if found[figure.name] is None:
         return "–"
     low, high = found[f"{figure.name}_interval_95"]
@@ -211,10 +214,11 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="the language model is asked about so many clips of each set")
     parser.add_argument("--work", type=Path, default=Path("cache/stages"))
     parser.add_argument("--rows", type=Path, default=Path("cache/instructions"), help="where the validation rows are")
+    parser.add_argument("--kept", action="store_true", help="write what was measured before, and measure nothing")
     chosen = parser.parse_args()
     chosen.work.mkdir(parents=True, exist_ok=True)
     make_long(chosen.data, chosen.work)
-    kept = Kept(chosen.work / "results.json")
+    kept = Kept(chosen.work / "results.json", chosen.kept)
     losses: list[dict[str, Any]] = []
     tests: list[dict[str, Any]] = []
     for model in chosen.models:
@@ -230,7 +234,7 @@ def main() -> None:
             heard = suite in ("asr", "silence")
             weights, limit = (speech, None) if heard else (own, chosen.limit)
             if not heard and not reads(model):
-                tests[-1][f"{suite} {name}"] = None
+                tests[-1][f"{suite} {name}"] = NOT_TAUGHT
                 continue
             key = f"{weights} {suite} {name} {manifest_digest(manifest)[:12]} {limit}"
             tests[-1][f"{suite} {name}"] = kept.get(
