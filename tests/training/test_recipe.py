@@ -179,6 +179,10 @@ TASKS = {"name": "t", "objective": "instructions", "steps": 1, "rates": {"lora":
         ({"phases": [TASKS | {"rates": {"lora": 0.1, "projector": 0.1}}]}, "does not train projector; set 0"),
         ({"phases": [TASKS | {"mask": 0.1}]}, "hears nothing, so mask and shift_frames must stay 0"),
         ({"phases": [TASKS | {"shift_frames": 5}]}, "hears nothing, so mask and shift_frames must stay 0"),
+        ({"phases": [TASKS | {"batch_seconds": 600, "batch_windows": 8}]}, "batch_windows does nothing beside"),
+        ({"phases.0.batch_seconds": 600}, "batch_seconds does nothing for objective tied"),
+        ({"phases.0.max_minutes": 15}, "max_minutes does nothing for objective tied"),
+        ({"phases.0.gradient_checkpointing": True}, "gradient_checkpointing does nothing for objective tied"),
     ],
 )
 def test_a_reader_or_instructions_that_lack_what_they_need_are_one_sentence(
