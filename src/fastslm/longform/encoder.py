@@ -306,7 +306,8 @@ class WindowEncoder:
         if self.dtype is None:
             return self.model.encoder
         if self._frozen is None:
-            self._frozen = deepcopy(self.model.encoder).to(self.dtype)
+            copy: Any = deepcopy(self.model.encoder)  # transformers' mixins hide `to` from type checkers
+            self._frozen = copy.to(self.dtype)
         return self._frozen
 
     def _stamp(self, cuts: Cuts) -> dict[str, object]:
