@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# recipes/tiny/run.sh DATA SPEECHOCEAN LJSPEECH
+#
+# fastslm-tiny from nothing: manifests, the stages that made the shipped model, and the card of what came of them. About three
+# hours of one core; started again, it goes on where it was stopped. Arguments as of prepare.sh.
+set -euo pipefail
+recipes/tiny/prepare.sh "$@"
+fastslm train recipes/tiny/stage1-reader.yaml
+fastslm train recipes/tiny/stage3.yaml
+cp checkpoints/fastslm-tiny/README.md runs/tiny-stage3/model/
+python benchmarks/card.py runs/tiny-stage3/model "$1" --without cascade
