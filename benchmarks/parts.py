@@ -63,6 +63,7 @@ def measure(model_name: str, file: Path) -> tuple[list[dict[str, Any]], int]:
     """A row for each part, and how many windows the recording has."""
     loaded = fastslm.load(model_name, device="cpu", quiet=True)
     model: Any = loaded.model
+    model.requires_grad_(False)  # the counter follows gradients where there are any
     windows = [window.copy() for window in stream_audio(file)]
     mels = model.config.audio_config.num_mel_bins
     features = window_mel(windows, mels)
