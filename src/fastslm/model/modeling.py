@@ -68,7 +68,7 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    # Rounded to half precision, what it unfolds costs the decoder words; it is a small part of the work.
+    # In half precision it cost an earlier model words; the shipped one loses none (benchmarks/precision.py).
     _keep_in_fp32_modules_strict = [UNFOLDER]  # noqa: RUF012
     _no_split_modules = ["WhisperEncoderLayer", "Compressor", "DetailRecovery"]  # noqa: RUF012
 

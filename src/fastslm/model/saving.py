@@ -41,7 +41,7 @@ from fastslm.weights import resolve
 # Rows that the base's embedding lacks, since the tokenizer outgrew it; the output's only where it is not tied.
 ADDED_INPUT_ROWS = "added_embeddings.input"
 ADDED_OUTPUT_ROWS = "added_embeddings.output"
-# Always in float32: what it unfolds in half precision costs the decoder words.
+# Always in float32, see `FastSLMForConditionalGeneration`.
 UNFOLDER = "reader.unfold"
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # What transformers' Auto classes pass along, and what says nothing to files that are safetensors and ours.
