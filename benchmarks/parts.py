@@ -1,8 +1,8 @@
 """Where the time goes: each part from file to answer, and how far it is from what the processor multiplies.
 
-    python benchmarks/parts.py ../shared/data [--minutes 10] [--model fastslm-tiny]
+    python benchmarks/parts.py ../shared/data [--minutes 5] [--model fastslm-tiny]
 
-Ten minutes of real speech, each part alone, the best of three rounds; the rate of matrix products is measured in the
+Five minutes of real speech, each part alone, the best of three rounds; the rate of matrix products is measured in the
 same run, in the precision of the part. Operations are counted by torch's FlopCounterMode: products only, so what a
 spends on exponentials, sampling rates or Python shows as distance from the rate. The table goes to docs/benchmarks.md.
 """
@@ -24,7 +24,6 @@ from fastslm.audio import stream_audio
 from fastslm.features import window_mel
 from fastslm.longform.encoder import GROUP_WINDOWS, WindowEncoder
 from fastslm.longform.readers import WhisperDecoderReader
-from fastslm.model.ctc_head import greedy_words
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 START, END = "<!-- parts -->", "<!-- end of parts -->"
@@ -92,7 +91,7 @@ def measure(model_name: str, file: Path) -> tuple[list[dict[str, Any]], int]:
             lambda: [model.reader.read(group, 200) for group in together],
         )
     if model.ctc_head is not None:
-        add("CTC head", FLOAT32, lambda: [greedy_words(row) for row in model.letters(tokens).argmax(-1)])
+        add("unfolder and CTC head", FLOAT32, lambda: model.letters(tokens))
     prompt = loaded.processor.expand([loaded.processor.build_prompt("ask", question=QUESTION)], [len(tokens)])
     ids = loaded.processor.tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
     speech = model.project(tokens).reshape(-1, model.projector.out_features)
@@ -135,7 +134,7 @@ def main() -> None:
     """Measure, and put the table between the page's markers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the folder that holds longform/test.jsonl")
-    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--model", default="fastslm-tiny")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
