@@ -256,12 +256,15 @@ def _frames(container: InputContainer, stream: AudioStream, tally: _Tally) -> It
 
 def _channels(frame: AudioFrame) -> np.ndarray:
     """A frame's samples as they are, (channels, samples); FFmpeg's own mixing would weigh the channels."""
-    channels, planar = frame.layout.nb_channels, frame.format.is_planar
-    dtype, count = _FFMPEG_SAMPLES[frame.format.name.removesuffix("p")], frame.samples * (1 if planar else channels)
+    channels, kind = frame.layout.nb_channels, frame.format.name
+    planar = kind.endswith("p")
+    dtype, count = _FFMPEG_SAMPLES[kind.removesuffix("p")], frame.samples * (1 if planar else channels)
     # Not `frame.planes`: of eight planes PyAV 18 finds a ninth behind the end of the list.
     planes = [AudioPlane(frame, index) for index in range(channels if planar else 1)]
     samples = [np.frombuffer(memoryview(plane), dtype, count) for plane in planes]
-    return np.stack(samples) if planar else samples[0].reshape(-1, channels).T
+    if planar and channels > 1:
+        return np.stack(samples)
+    return samples[0].reshape(-1, channels).T
 
 
 def _gathered(frames: Iterable[Chunk]) -> Iterator[Chunk]:

@@ -8,6 +8,7 @@ nor what is cut just between two pieces that are counted one by one (pages of Og
 
 import re
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import av
 from av.audio.stream import AudioStream
@@ -55,20 +56,29 @@ class Ending:
     """How a recording ended, told packet by packet.
 
     Attributes:
-        second: at which the last packet ends that was in order, as the container counts.
+        last: tick at which the last packet ends that was in order, as the container counts.
+        tick: in seconds, the same in all packets of a stream.
         broken: whether something came after it that could not be decoded.
     """
 
-    second: float = 0.0
+    last: int = 0
+    tick: Fraction | None = None
     broken: bool = False
+
+    @property
+    def second(self) -> float:
+        """At which the last packet ends that was in order."""
+        return float(self.last * (self.tick or 0))
 
     def tell(self, packet: av.Packet, *, decoded: bool = True) -> None:
         """One more packet; the empty ones at the end tell nothing."""
         if not packet.size:
             return
         self.broken = not decoded
-        if decoded and packet.pts is not None and packet.time_base is not None:
-            self.second = max(self.second, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if decoded and packet.pts is not None:
+            # A fraction is slow to make, and an hour has 180,000 packets.
+            self.tick = self.tick or packet.time_base
+            self.last = max(self.last, packet.pts + (packet.duration or 0))
 
 
 def walk(container: InputContainer, stream: AudioStream) -> Ending:

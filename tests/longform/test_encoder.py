@@ -12,6 +12,7 @@ import torch
 from tiny_fastslm import MakeCheckpoint, noise
 
 from fastslm.errors import AudioError, CutShortError, OptionError
+from fastslm.features import extract_features
 from fastslm.loading import load
 from fastslm.longform.cuts import CUTS, Cuts
 from fastslm.longform.encoder import SILENCE_DBFS, WindowEncoder, fast_dtype, is_silent
@@ -31,6 +32,21 @@ def test_the_size_of_a_group_changes_nothing(tiny: FastSLM, group: int) -> None:
         for a, b in zip(own.words, other.words, strict=True):
             assert (a.text, a.start, a.end) == (b.text, b.start, b.end)
             assert a.log_probability == pytest.approx(b.log_probability, abs=1e-4)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_groups_side_by_side_come_in_their_order_and_change_nothing(tiny: FastSLM, workers: int) -> None:
+    lengths = (10, 95, 1, 130)
+    sources = [(f"{seconds}", noise(seconds, index)) for index, seconds in enumerate(lengths)]
+    seen: list[float] = []
+    encoder = WindowEncoder(tiny.model, workers=workers)
+    memories = list(encoder.encode_many(sources, on_progress=lambda progress: seen.append(progress.seconds)))
+    assert [memory.facts.name for memory in memories] == [str(seconds) for seconds in lengths]
+    for (_, recording), memory in zip(sources, memories, strict=True):
+        windows = extract_features(recording, tiny.model.config.audio_config.num_mel_bins)
+        expected = torch.cat([tiny.encoder.tokens(window) for window in windows.split(1)])
+        assert torch.allclose(memory.tokens, expected, atol=1e-4, rtol=0)
+    assert sorted(set(seen)) == [0, 1, 30, 60, 90, 120]
 
 
 def test_window_times_cover_the_recording_without_gap_or_overlap(tiny: FastSLM) -> None:

@@ -103,6 +103,23 @@ def test_the_loss_is_that_of_every_answer_written_token_after_token(tuning: Inst
 
 
 @torch.no_grad()
+def test_over_rows_a_long_answer_weighs_as_much_as_a_short_one(
+    tuning: InstructionTuning, content: dict[str, Any]
+) -> None:
+    content["phases"][0] |= {"mean_over": "rows", "max_minutes": 2}
+    recipe = check_recipe(content, "recipe")
+    objective = InstructionTuning(tuning.model, tuning.processor, recipe, recipe.phases[0])
+    rows = [*clips(), long_clip()]
+    by_hand = sum(slow_loss(tuning, row) / (len(row.answer or "") + 1) for row in rows) / len(rows)
+    torch.testing.assert_close(objective.losses(InstructionBatch(rows))["loss"], by_hand, rtol=1e-4, atol=1e-5)
+    # So are parts of a step, each weighed by its own rows.
+    parts = [InstructionBatch(rows[:1]), InstructionBatch(rows[1:])]
+    amounts = [objective.amounts([part])["loss"] for part in parts]
+    sums = [amount * objective.losses(part)["loss"] for amount, part in zip(amounts, parts, strict=True)]
+    torch.testing.assert_close(sum(sums) / objective.amounts(parts)["loss"], by_hand, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
 def test_a_rows_loss_does_not_depend_on_the_rows_beside_it(tuning: InstructionTuning) -> None:
     for row in [*clips(), long_clip()]:
         alone = tuning.losses(InstructionBatch([row]))["loss"]

@@ -182,6 +182,7 @@ TASKS = {"name": "t", "objective": "instructions", "steps": 1, "rates": {"lora":
         ({"phases": [TASKS | {"batch_seconds": 600, "batch_windows": 8}]}, "batch_windows does nothing beside"),
         ({"phases.0.batch_seconds": 600}, "batch_seconds does nothing for objective tied"),
         ({"phases.0.max_minutes": 15}, "max_minutes does nothing for objective tied"),
+        ({"phases.0.mean_over": "rows"}, "mean_over does nothing for objective tied"),
         ({"phases.0.gradient_checkpointing": True}, "gradient_checkpointing does nothing for objective tied"),
     ],
 )

@@ -1,15 +1,18 @@
 """Recordings → speech memories: windows stream from the file to the model in groups, and only tokens are kept.
 
-Decoding and log-mel run in a thread ahead of the model. What is held grows with the recording by its tokens alone.
+Decoding and log-mel run in a thread ahead of the model, in which groups are computed side by side. What is held grows
+with the recording by its tokens alone.
 """
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -24,10 +27,11 @@ from fastslm.longform.fingerprint import token_fingerprint
 from fastslm.longform.memory import MemoryFacts, SpeechMemory
 from fastslm.longform.results import Progress
 from fastslm.longform.resumption import KeptGroups
+from fastslm.longform.workers import Task, Workers, worker_count
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 
 # Windows that pass the model together. Fixed, so that memory and results do not depend on the recording.
-GROUP_WINDOWS = 4
+GROUP_WINDOWS = 2
 # A window is silent where no half second of it is louder than this, relative to full scale.
 SILENCE_DBFS = -60.0
 STRETCH_SAMPLES = SAMPLE_RATE // 2
@@ -66,6 +70,19 @@ class _Ended:
 
 
 @dataclass(frozen=True)
+class _Group:
+    """Windows that are being encoded.
+
+    Attributes:
+        kept: whether their tokens are of before.
+    """
+
+    windows: list["_Window"]
+    tokens: Task[torch.Tensor]
+    kept: bool
+
+
+@dataclass(frozen=True)
 class _Window:
     """A window as it was read. features: (mel bins, 3000), `None` where its tokens are kept from before."""
 
@@ -82,6 +99,7 @@ class WindowEncoder:
     Args:
         model: in evaluation mode, on the device where it is to run.
         group_windows: windows that pass the model together.
+        workers: groups that are computed side by side; `None` is what the device can best do.
         dtype: what encoder and HFQ-Former compute in, and of the tokens; `None` is the model's own. In float32 a
             window's tokens do not depend on its group but for rounding (1e-4); in bfloat16 they agree as far as
             bfloat16 goes.
@@ -92,12 +110,15 @@ class WindowEncoder:
         model: FastSLMForConditionalGeneration,
         group_windows: int = GROUP_WINDOWS,
         dtype: torch.dtype | None = None,
+        workers: int | None = None,
     ):
         self.model = model
         self.group_windows = group_windows
+        self.workers = workers
         self.dtype = None if dtype is model.dtype else dtype
         self._fingerprint: str | None = None
         self._frozen: Any = None
+        self._freezing = Lock()
 
     @property
     def fingerprint(self) -> str:
@@ -176,34 +197,39 @@ class WindowEncoder:
         on_progress: OnProgress | None,
     ) -> Iterator[SpeechMemory]:
         check_cuts(cuts, self.model.config.mel_mode)
+        count = worker_count(self.model.device) if self.workers is None else self.workers
         known = kept.windows if kept else 0
         waiting: list[_Recording] = []
         group: list[_Window] = []
+        running: deque[_Group] = deque()
         start = kept.samples / SAMPLE_RATE if kept else 0.0
-        events = ahead(
-            self._hear(sources, sampling_rate, cuts, partial, known, on_progress is not None), self.group_windows
-        )
-        for event in events:
-            if isinstance(event, _Window):
-                event.recording.samples.append(event.samples)
-                event.recording.silent.append(event.silent)
-                event.recording.audio_digest = event.audio_digest
-                group.append(event)
-                if len(group) == self.group_windows:
-                    fresh = group[0].features is not None
-                    self._run(group, kept)
-                    if on_progress and fresh:
-                        heard = sum(event.recording.samples) / SAMPLE_RATE
-                        on_progress(Progress(heard, event.recording.total_seconds))
-            elif isinstance(event, _Begun):
-                waiting.append(event.recording)
-                if on_progress:
-                    on_progress(Progress(start, event.recording.total_seconds))
-            else:
-                event.recording.complete = True
-            while waiting and waiting[0].complete and len(waiting[0].tokens) == len(waiting[0].samples):
-                yield self._memory(waiting.pop(0))
-        self._run(group, kept)
+        heard = self._hear(sources, sampling_rate, cuts, partial, known, on_progress is not None)
+        events = ahead(heard, count * self.group_windows)
+        with Workers(count) as workers:
+            for event in events:
+                if isinstance(event, _Window):
+                    event.recording.samples.append(event.samples)
+                    event.recording.silent.append(event.silent)
+                    event.recording.audio_digest = event.audio_digest
+                    group.append(event)
+                    if len(group) == self.group_windows:
+                        running.append(self._begun(group, kept, workers))
+                        group = []
+                        # One more than there are workers: none of them is to wait for this thread.
+                        if len(running) > count:
+                            self._finish(running.popleft(), kept, on_progress)
+                elif isinstance(event, _Begun):
+                    waiting.append(event.recording)
+                    if on_progress:
+                        on_progress(Progress(start, event.recording.total_seconds))
+                else:
+                    event.recording.complete = True
+                while waiting and waiting[0].complete and len(waiting[0].tokens) == len(waiting[0].samples):
+                    yield self._memory(waiting.pop(0))
+            if group:
+                running.append(self._begun(group, kept, workers))
+            while running:
+                self._finish(running.popleft(), kept, on_progress if running else None)
         for recording in waiting:
             yield self._memory(recording)
 
@@ -267,20 +293,26 @@ class WindowEncoder:
             yield window, features
             del window, features
 
-    @torch.inference_mode()
-    def _run(self, group: list[_Window], kept: KeptGroups | None) -> None:
-        if not group:
-            return
-        lengths, digest = [window.samples for window in group], group[-1].audio_digest
-        tokens = kept.take(lengths, digest) if kept else None
-        if tokens is None:
-            tokens = self.tokens(torch.stack([window.features for window in group if window.features is not None]))
-            if kept:
-                kept.append(tokens, lengths, digest)
-        for window, own in zip(group, tokens, strict=True):
+    def _begun(self, group: list[_Window], kept: KeptGroups | None, workers: Workers) -> _Group:
+        """A group on its way, its tokens taken from before where they are kept."""
+        done = kept.take([window.samples for window in group], group[-1].audio_digest) if kept else None
+        if done is not None:
+            return _Group(group, Task(lambda: done), kept=True)
+        features = torch.stack([window.features for window in group if window.features is not None])
+        return _Group(group, workers.submit(lambda: self.tokens(features)), kept=False)
+
+    def _finish(self, group: _Group, kept: KeptGroups | None, on_progress: OnProgress | None) -> None:
+        """Wait for a group's tokens, and give them to their recordings."""
+        tokens, last = group.tokens.result(), group.windows[-1]
+        if kept and not group.kept:
+            kept.append(tokens, [window.samples for window in group.windows], last.audio_digest)
+        for window, own in zip(group.windows, tokens, strict=True):
             # A view would keep the whole group in memory.
             window.recording.tokens.append(own.clone())
-        group.clear()
+        if on_progress and not group.kept:
+            recording = last.recording
+            heard = sum(recording.samples[: len(recording.tokens)]) / SAMPLE_RATE
+            on_progress(Progress(heard, recording.total_seconds))
 
     @torch.inference_mode()
     def tokens(self, features: torch.Tensor) -> torch.Tensor:
@@ -305,10 +337,11 @@ class WindowEncoder:
         """The model's, or a copy in `dtype`: autocast would round its weights again for every group."""
         if self.dtype is None:
             return self.model.encoder
-        if self._frozen is None:
-            copy: Any = deepcopy(self.model.encoder)  # transformers' mixins hide `to` from type checkers
-            self._frozen = copy.to(self.dtype)
-        return self._frozen
+        with self._freezing:
+            if self._frozen is None:
+                copy: Any = deepcopy(self.model.encoder)  # transformers' mixins hide `to` from type checkers
+                self._frozen = copy.to(self.dtype)
+            return self._frozen
 
     def _stamp(self, cuts: Cuts) -> dict[str, object]:
         """All that decides, to the last bit, what a recording's tokens are."""

@@ -18,6 +18,7 @@ from fastslm.longform.cuts import SEARCH_SAMPLES, Cuts
 from fastslm.longform.encoder import GROUP_WINDOWS
 from fastslm.longform.generation import context_length
 from fastslm.longform.results import clock
+from fastslm.longform.workers import worker_count
 from fastslm.model.configuration import FastSLMConfig
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 
@@ -37,7 +38,8 @@ class Plan:
         seconds: as the container says, `None` where it says nothing; the model's own sizes are known all the same.
         windows: with quiet cuts at most.
         weight_bytes: of all parameters.
-        group_bytes: of the windows that pass the encoder together, and of those decoded ahead of them.
+        group_windows: that are in the encoder at a time, all workers together.
+        group_bytes: of those windows, and of others that are decoded ahead of them.
         kv_bytes: of the language model's cache for one prompt that holds the recording, or as much as fits.
         longest_seconds: what one prompt holds; `None` where the language model states no limit.
         total_bytes: of the encoding: program, weights, group and tokens; a question adds the cache.
@@ -112,7 +114,7 @@ def plan(
     dtype: torch.dtype | None = None,
     device: str | None = None,
     cuts: Cuts = "fixed",
-    group_windows: int = GROUP_WINDOWS,
+    group_windows: int | None = None,
     encoder_dtype: torch.dtype | None = None,
     reasons: tuple[str, ...] = (),
 ) -> Plan:
@@ -121,6 +123,7 @@ def plan(
     Args:
         model: loaded, or on the meta device, where it costs nothing.
         dtype, device: that it is to run in and on, where the model is not loaded.
+        group_windows: that are in the encoder at a time, by default what `WindowEncoder` does on the device.
         encoder_dtype: what the encoder computes in (`WindowEncoder`), by default the model's.
         reasons: why things were chosen as they are, a sentence each.
     """
@@ -133,6 +136,8 @@ def plan(
     if encoder_dtype not in (None, dtype):
         # A copy of its own.
         weights += sum(parameter.numel() for parameter in model.encoder.parameters()) * encoder_dtype.itemsize
+    device = device or str(model.device)
+    group_windows = group_windows or GROUP_WINDOWS * worker_count(torch.device(device))
     group = group_bytes(model, group_windows, encoder_dtype or dtype)
     context = context_length(model)
     room = None if context is None else max(0, context - OTHER_POSITIONS) // tokens
@@ -151,7 +156,7 @@ def plan(
         longest_seconds=None if room is None else float(room * WINDOW_SECONDS),
         total_bytes=PROGRAM_BYTES + weights + group + kept,
         available_bytes=psutil.virtual_memory().available,
-        device=device or str(model.device),
+        device=device,
         dtype=str(dtype).removeprefix("torch."),
         cuts=cuts,
         reasons=reasons,

@@ -4,7 +4,7 @@ No sound is needed: the words of each window lie in its own places, as where the
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from fastslm.data.spoken import clip_windows, window_texts
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 from fastslm.training.transcript import IGNORED
+
+# A summed loss, and how many it is to be divided by.
+Weighed = tuple[torch.Tensor, int]
 
 # Rows that are judged together, and their windows as they are padded.
 JUDGED_TOGETHER = 24
@@ -56,8 +59,12 @@ class Answers:
         texts = [text for row in rows for text in window_texts(row)]
         return self.model.heard_words.embed(texts, self.model.get_input_embeddings())
 
-    def answer_loss(self, rows: Sequence[Clip]) -> tuple[torch.Tensor, int]:
-        """Summed cross-entropy of the rows' answers and end tokens, and how many tokens these are."""
+    def answer_loss(self, rows: Sequence[Clip], mean_over: Literal["tokens", "rows"] = "tokens") -> Weighed:
+        """Summed cross-entropy of the rows' answers and end tokens, and how many tokens these are.
+
+        With `mean_over` rows, the sum of the mean of each row, and how many rows these are: a summary of sixty tokens
+        counts as much as an answer of three.
+        """
         end = self.tokenizer.eos_token_id
         answers = [[*self.tokenizer.encode(row.answer, add_special_tokens=False), end] for row in rows]
         prompts = [self.prompt(row) for row in rows]
@@ -77,8 +84,11 @@ class Answers:
             use_cache=False,
         ).logits
         wanted = labels[:, places + 1].flatten()
-        total = F.cross_entropy(logits.float().flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum")
-        return total, sum(map(len, answers))
+        costs = F.cross_entropy(logits.float().flatten(0, 1), wanted, ignore_index=IGNORED, reduction="none")
+        lengths = torch.tensor([len(answer) for answer in answers], device=costs.device)
+        if mean_over == "rows":
+            return (costs.unflatten(0, (len(rows), -1)).sum(1) / lengths).sum(), len(rows)
+        return costs.sum(), int(lengths.sum())
 
     @torch.no_grad()
     def judged_by(self, rows: Sequence[Clip]) -> dict[str, float]:

@@ -82,8 +82,8 @@ def check_instructions(recipe: Recipe) -> None:
 class InstructionTuning(Answers):
     """Cross-entropy of the answer's tokens, and of the end token, after the prompt with its heard words.
 
-    Labels cover the answer only. Rows are padded on the left, so that the answers end together. The projection becomes
-    zero: a model that is taught so reads the words alone.
+    Labels cover the answer only. The loss is a mean over tokens or over rows, as the phase says. Rows are padded on the
+    left, so that the answers end together. The projection becomes zero: a model taught so reads the words alone.
 
     Raises:
         ManifestError: as `read_instructions`.
@@ -148,11 +148,13 @@ class InstructionTuning(Answers):
         return InstructionBatch([own[int(generator.integers(len(own)))] for own in rows])
 
     def losses(self, batch: InstructionBatch) -> dict[str, torch.Tensor]:
-        total, tokens = self.answer_loss(batch.rows)
-        return {"loss": total / tokens}
+        total, amount = self.answer_loss(batch.rows, self.phase.mean_over)
+        return {"loss": total / amount}
 
     def amounts(self, batches: Sequence[InstructionBatch]) -> dict[str, float]:
         rows = [row for batch in batches for row in batch.rows]
+        if self.phase.mean_over == "rows":
+            return {"loss": len(rows)}
         answers = [self.tokenizer.encode(row.answer, add_special_tokens=False) for row in rows]
         return {"loss": sum(len(answer) + 1 for answer in answers)}
 

@@ -156,6 +156,8 @@ class Phase(Section):
     batch_seconds: float | None = pydantic.Field(default=None, gt=0)
     # The longest recording of an instruction's row; longer ones are refused before the first step.
     max_minutes: float = pydantic.Field(default=0.5, gt=0)
+    # What the loss of instructions is a mean over. Over tokens, one summary weighs as much as twenty short answers.
+    mean_over: Literal["tokens", "rows"] = "tokens"
     # Forget what the language model's layers hold for the gradient and compute it again: less memory, more time.
     gradient_checkpointing: bool = False
     accumulate: int = pydantic.Field(default=1, gt=0)
@@ -201,7 +203,7 @@ class Phase(Section):
             raise ValueError("mask_frames does nothing without mask; set mask, or leave it out")
         if self.objective == "instructions" and (self.mask or self.shift_frames):
             raise ValueError("objective instructions hears nothing, so mask and shift_frames must stay 0")
-        own = ("batch_seconds", "max_minutes", "gradient_checkpointing")
+        own = ("batch_seconds", "max_minutes", "mean_over", "gradient_checkpointing")
         if self.objective != "instructions" and (idle := [key for key in own if key in self.model_fields_set]):
             raise ValueError(f"{idle[0]} does nothing for objective {self.objective}; leave it out")
         if self.batch_seconds is not None and "batch_windows" in self.model_fields_set:
