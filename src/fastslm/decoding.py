@@ -164,7 +164,7 @@ def file_chunks(
                 raise _not_readable(name, f"of {tally.failed + tally.decoded} packets {tally.failed} cannot be decoded")
             sentence = cut_short(name, container, stream, extent, tally.ending, seconds)
             if sentence and on_cut is None:
-                raise _cut(sentence)
+                raise _cut(sentence, seconds)
             if sentence and on_cut:
                 on_cut(f"{sentence}.")
             else:
@@ -189,12 +189,12 @@ def refuse_cut(file: BinaryIO, name: str) -> None:
         sentence = cut_short(name, container, stream, extent, ending, ending.second)
     file.seek(start)
     if sentence:
-        raise _cut(sentence)
+        raise _cut(sentence, ending.second)
 
 
-def _cut(sentence: str) -> CutShortError:
+def _cut(sentence: str, seconds: float) -> CutShortError:
     return CutShortError(
-        f"{sentence}: get the file again, or have what is there taken with --partial (partial=True in Python)."
+        f"{sentence}: get the file again, or have what is there taken with --partial (partial=True in Python).", seconds
     )
 
 

@@ -13,7 +13,15 @@ class AudioError(FastSLMError):
 
 
 class CutShortError(AudioError):
-    """A recording breaks off before its end; what is there of it can be asked for."""
+    """A recording breaks off before its end; what is there of it can be asked for.
+
+    Attributes:
+        seconds: of sound that are there; `None` where nothing of it can be read.
+    """
+
+    def __init__(self, message: str, seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 class WeightsError(FastSLMError):

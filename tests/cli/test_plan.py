@@ -45,6 +45,24 @@ def test_what_cannot_be_planned_is_a_sentence(
     assert words in capsys.readouterr().err
 
 
+def test_a_plan_is_not_made_for_what_is_cut_short_but_on_request_for_what_is_there(
+    talk: Path, tiny_checkpoint: Path, tmp_path: Path, encode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = encode(tmp_path / "half.flac", noise(95), codec="flac")
+    half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
+    command = ["plan", str(half), str(talk), "--json", "--model", str(tiny_checkpoint)]
+    assert run(command) == 2
+    printed = capsys.readouterr()
+    assert [json.loads(line)["file"] for line in printed.out.splitlines()] == [str(talk)]
+    assert printed.err.startswith(f"fastslm: {half} is cut short: ")
+    assert "--partial" in printed.err
+    assert printed.err.count("\n") == 1
+    assert run([*command, "--partial"]) == 0
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (first["windows"], second["windows"]) == (2, 4)  # 47 s are there, though the file announces 95
+    assert first["seconds"] == pytest.approx(47.5, abs=1)
+
+
 def test_a_long_run_says_at_its_start_what_it_takes_and_a_short_one_does_not(
     talk: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 ) -> None:

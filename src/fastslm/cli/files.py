@@ -56,7 +56,7 @@ def for_each_file(
         for own in together or [file]:
             _look_at(own, partial)
 
-    readable = [file for file in files if _went_well(lambda file=file: look(file), told)]
+    readable = [file for file in files if went_well(lambda file=file: look(file), told)]
     done = 0
     if readable:
         if check is not None:
@@ -72,7 +72,7 @@ def for_each_file(
                     result = work(loaded, file, lambda p: show(p.seconds, p.total_seconds, f"{clock(p.seconds)} heard"))
                 hand_over(loaded, file, result)
 
-            done += _went_well(both, told)
+            done += went_well(both, told)
     if done < len(files):
         raise typer.Exit(2)
 
@@ -154,7 +154,7 @@ def _announce(loaded: "FastSLM", file: Path) -> None:
         typer.echo(f"fastslm: {file} is {takes.line()}", err=True)
 
 
-def _went_well(work: Callable[[], None], told: set[str]) -> bool:
+def went_well(work: Callable[[], None], told: set[str]) -> bool:
     """Whether it was done; if not, by the user's fault, the sentence is printed, unless it was told before."""
     try:
         work()

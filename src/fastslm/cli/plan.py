@@ -1,10 +1,12 @@
 """`fastslm plan`: what recordings will take on this machine, before anything is loaded."""
 
 import json
+from pathlib import Path
 
 import typer
 
-from fastslm.cli.options import AsJson, Cuts, Device, DType, Files, Model
+from fastslm.cli.files import went_well
+from fastslm.cli.options import AsJson, Cuts, Device, DType, Files, Model, Partial
 
 app = typer.Typer()
 
@@ -14,18 +16,17 @@ def plan(
     files: Files,
     model: Model = "fastslm-tiny",
     cuts: Cuts = None,
+    partial: Partial = False,
     as_json: AsJson = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
     """Say what recordings will take: windows, tokens, memory, and whether one prompt holds them.
 
-    Neither is the model loaded nor a recording decoded.
+    Neither is the model loaded nor a recording decoded; whether one is cut short is looked at as every task does.
     """
-    from fastslm.audio import probe_duration
     from fastslm.loading import checkpoint_folder, choose_device, choose_dtype, choose_encoder_dtype
     from fastslm.longform.cuts import check_cuts
-    from fastslm.longform.memory import SUFFIX, SpeechMemory
     from fastslm.longform.plan import empty_model
     from fastslm.longform.plan import plan as plan_of
 
@@ -38,12 +39,11 @@ def plan(
     encoder_dtype, encoder_reason = choose_encoder_dtype(dtype, chosen_device)
     if encoder_dtype is not None:
         reasons += (f"the encoder in {str(encoder_dtype).removeprefix('torch.')} ({encoder_reason})",)
-    for file in files:
-        is_memory = file.suffix.lower() == SUFFIX
-        seconds = SpeechMemory.load(file).duration if is_memory else probe_duration(file)
+
+    def tell(file: Path) -> None:
         found = plan_of(
             empty,
-            seconds,
+            _seconds(file, partial),
             dtype=chosen_dtype,
             device=str(chosen_device),
             cuts=cuts or "fixed",  # type: ignore[arg-type]
@@ -54,3 +54,24 @@ def plan(
             typer.echo(json.dumps({"file": str(file), "model": model, **found.as_dict()}))
         else:
             typer.echo(f"==> {file} <==\n{found.table()}" if len(files) > 1 else found.table())
+
+    told: set[str] = set()
+    if sum(went_well(lambda file=file: tell(file), told) for file in files) < len(files):
+        raise typer.Exit(2)
+
+
+def _seconds(file: Path, partial: bool) -> float | None:
+    """How long it is, `None` where it does not say; of one that is cut short, if it is to be taken, what is there."""
+    from fastslm.audio import probe_duration, require_whole
+    from fastslm.errors import CutShortError
+    from fastslm.longform.memory import SUFFIX, SpeechMemory
+
+    if file.suffix.lower() == SUFFIX:
+        return SpeechMemory.load(file).duration
+    try:
+        require_whole(file)
+    except CutShortError as error:
+        if not partial or error.seconds is None:
+            raise
+        return error.seconds
+    return probe_duration(file)
