@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_fastslm import make_checkpoint, noise, tiny, tiny_checkpoint
+from tiny_fastslm import MakeCheckpoint, make_checkpoint, noise, tiny, tiny_checkpoint
 
 from fastslm import loading
 from fastslm.errors import CheckpointError, FastSLMError, OptionError, WeightsError
@@ -47,6 +47,18 @@ def test_on_a_cpu_that_multiplies_bfloat16_the_encoder_computes_in_it_unless_a_d
     assert ("the encoder in bfloat16 (" in capsys.readouterr().err) is multiplies
     assert {parameter.dtype for parameter in model.model.parameters()} == {torch.float32}
     assert load(tiny_checkpoint, device="cpu", dtype="float32").encoder.dtype is None
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_whispers_decoder_multiplies_what_its_encoder_does_and_what_was_trained_stays_as_it_is(
+    make_checkpoint: MakeCheckpoint, capsys, monkeypatch, multiplies: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: multiplies)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    model = load(make_checkpoint(reader=True), device="cpu").model
+    assert ("Whisper's parts in bfloat16 (" in capsys.readouterr().err) is multiplies
+    assert model.reader.decoder.dtype is (torch.bfloat16 if multiplies else torch.float32)
+    assert {weight.dtype for weight in model.trained_state_dict().values()} == {torch.float32}
 
 
 def test_what_was_asked_for_needs_no_saying(tiny_checkpoint: Path, capsys) -> None:

@@ -41,7 +41,8 @@ def load(
             `owner/name` on the Hugging Face Hub. Base weights that are not cached are fetched.
         device: as torch has it; `auto` is CUDA where there is some, else the CPU.
         dtype: `float32`, `bfloat16` or `float16`, of everything; `auto` is bfloat16 on a CUDA device that has it, on
-            the CPU float32, with encoder and HFQ-Former in bfloat16 where the processor multiplies it.
+            the CPU float32, with encoder, HFQ-Former and Whisper's decoder in bfloat16 where the processor multiplies
+            it.
         quiet: say nothing of what was chosen.
 
     Raises:
@@ -63,10 +64,14 @@ def load(
             ) from error
     model.merge_reader_lora().to(chosen_device)
     encoder_dtype, encoder_reason = choose_encoder_dtype(dtype, chosen_device)
+    if encoder_dtype is not None and model.reader is not None:
+        # A base weight, which is not among what is trained and saved.
+        model.reader.decoder.to(encoder_dtype)
     if not quiet and (device_reason or dtype_reason):
         chosen = f"{chosen_device}{device_reason}, {str(chosen_dtype).removeprefix('torch.')}{dtype_reason}"
         if encoder_dtype is not None:
-            chosen += f", the encoder in {str(encoder_dtype).removeprefix('torch.')} ({encoder_reason})"
+            own = "Whisper's parts" if model.reader is not None else "the encoder"
+            chosen += f", {own} in {str(encoder_dtype).removeprefix('torch.')} ({encoder_reason})"
         print(f"fastslm: {os.fspath(name)} runs on {chosen}.", file=sys.stderr)
     return FastSLM(model, processor, name=os.fspath(name), encoder_dtype=encoder_dtype)
 

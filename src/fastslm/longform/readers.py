@@ -180,7 +180,7 @@ class WhisperDecoderReader:
         """
         reader, head = self.model.reader, self.model.ctc_head
         assert reader is not None
-        frames = reader.unfold(tokens.to(reader.unfold.place))
+        frames = reader.unfolded(tokens)
         letters = None
         if head is not None:
             reads_frames = self.model.config.ctc_reads == "frames"

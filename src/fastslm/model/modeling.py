@@ -68,7 +68,7 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    # In half precision it cost an earlier model words; the shipped one loses none (benchmarks/precision.py).
+    # A few megabytes, of which autocast makes what is multiplied: rounded for good, they cost an earlier model words.
     _keep_in_fp32_modules_strict = [UNFOLDER]  # noqa: RUF012
     _no_split_modules = ["WhisperEncoderLayer", "Compressor", "DetailRecovery"]  # noqa: RUF012
 
@@ -162,7 +162,7 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
             raise ValueError("The model has no CTC head: make one with `ctc_head` in the configuration.")
         if self.config.ctc_reads == "frames":
             assert self.reader is not None
-            tokens = self.reader.unfold(tokens.to(self.reader.unfold.place))
+            tokens = self.reader.unfolded(tokens)
         return self.letters_of(tokens)
 
     def letters_of(self, read: torch.Tensor) -> torch.Tensor:

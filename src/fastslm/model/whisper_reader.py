@@ -10,6 +10,7 @@ cannot read.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -103,7 +104,17 @@ class WhisperReader(nn.Module):
     @torch.no_grad()
     def read(self, tokens: torch.Tensor, max_new_tokens: int) -> list[ReadText]:
         """The greedy text of each window, (windows, 50, hidden) from the HFQ-Former; see `read_frames`."""
-        return self.read_frames(self.unfold(tokens.to(self.unfold.place.dtype)), max_new_tokens)
+        return self.read_frames(self.unfolded(tokens), max_new_tokens)
+
+    def unfolded(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the decoder and the CTC head read: (windows, 50, hidden) → (windows, frames, hidden).
+
+        The unfolder's weights are float32 in every model; where the decoder is in bfloat16, they multiply in it.
+        """
+        place = self.unfold.place
+        half = self.decoder.dtype is torch.bfloat16
+        with torch.autocast(place.device.type, torch.bfloat16) if half else nullcontext():
+            return self.unfold(tokens.to(place))
 
     @torch.no_grad()
     def read_frames(
