@@ -258,3 +258,19 @@ def test_the_authors_mel_counts_whole_frames_only(make_checkpoint: MakeCheckpoin
 def test_too_short_a_recording_is_refused(tiny: FastSLM) -> None:
     with pytest.raises(AudioError, match=r"at least 0\.1 s"):
         tiny.transcribe(noise(0.05))
+
+
+@pytest.mark.parametrize(
+    ("option", "words"), [({"cuts": "quiet"}, "cut already"), ({"sampling_rate": 16_000}, "arrays")]
+)
+def test_what_a_memory_among_recordings_cannot_have_is_refused_before_any_is_encoded(
+    tiny: FastSLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: dict[str, Any], words: str
+) -> None:
+    memory = tiny.encode(noise(3.0))
+    path = memory.save(tmp_path / "talk.fslm")
+    monkeypatch.setattr(tiny.encoder, "encode", lambda *_, **__: pytest.fail("a recording was encoded"))
+    for given in (memory, path):
+        with pytest.raises(OptionError, match=words):
+            tiny.ask([noise(3.0), given], "Who won?", **option)
+        with pytest.raises(OptionError, match=words):
+            tiny.transcribe(given, **option)

@@ -11,7 +11,7 @@ import torch
 
 from fastslm.audio import AudioSource
 from fastslm.errors import OptionError
-from fastslm.longform.cuts import Cuts
+from fastslm.longform.cuts import Cuts, refuse_cuts_of_memory
 from fastslm.longform.encoder import OnProgress, WindowEncoder, name_of
 from fastslm.longform.fingerprint import model_fingerprint
 from fastslm.longform.live import UPDATE_SECONDS, LiveText, transcribe_stream
@@ -85,6 +85,7 @@ class FastSLM:
             OptionError: unknown cuts, or such as the model does not allow.
             CheckpointError: a memory of another model.
         """
+        _check_options(source, sampling_rate, cuts)
         memory = _memory(source)
         if memory is None:
             assert not isinstance(source, SpeechMemory)
@@ -96,10 +97,6 @@ class FastSLM:
                 partial=partial,
                 on_progress=on_progress,
             )
-        if sampling_rate is not None:
-            raise OptionError("A sampling rate was given with a speech memory: leave it out, it belongs to arrays.")
-        if cuts is not None:
-            raise OptionError(f"Cuts {cuts!r} were asked of a speech memory, which is cut already: leave them out.")
         memory.require(self.encoder.fingerprint)
         return memory
 
@@ -249,6 +246,8 @@ class FastSLM:
         chosen = AnswerOptions(**options)
         chosen.check(self.model)
         sources: Any = source if isinstance(source, list | tuple) else [source]
+        for own in sources:
+            _check_options(own, sampling_rate, cuts)
         memories = [
             self.encode(own, sampling_rate=sampling_rate, cuts=cuts, partial=partial, on_progress=on_progress)
             for own in sources
@@ -260,6 +259,16 @@ def _is_memory(source: Source) -> bool:
     """Whether a memory is given or named, and not a recording."""
     named = isinstance(source, str | os.PathLike) and Path(source).suffix.lower() == SUFFIX
     return named or isinstance(source, SpeechMemory)
+
+
+def _check_options(source: Source, sampling_rate: float | None, cuts: Cuts | None) -> None:
+    """Raise what a speech memory cannot have."""
+    if not _is_memory(source):
+        return
+    if sampling_rate is not None:
+        raise OptionError("A sampling rate was given with a speech memory: leave it out, it belongs to arrays.")
+    name = source.facts.name if isinstance(source, SpeechMemory) else os.fspath(source)  # type: ignore[arg-type]
+    refuse_cuts_of_memory(cuts, name)
 
 
 def _memory(source: Source) -> SpeechMemory | None:

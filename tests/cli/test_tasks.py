@@ -146,6 +146,15 @@ def test_a_memory_is_written_and_every_task_takes_it(fastslm, talk: Path, tmp_pa
     )
 
 
+def test_a_memory_is_written_to_the_current_folder_unless_another_is_named(
+    fastslm, talk: Path, tmp_path: Path, monkeypatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert fastslm("encode", talk)[:2] == (0, "talk.fslm\n")
+    assert list((tmp_path / "here").iterdir()) == [tmp_path / "here" / "talk.fslm"]
+
+
 def test_a_bad_file_does_not_cost_the_others(fastslm, talk: Path, tmp_path: Path, encode) -> None:
     broken = encode(tmp_path / "nan.wav", np.full(16_000, np.nan, np.float32), codec="pcm_f32le")
     status, out, err = fastslm("transcribe", "missing.wav", broken, talk)
@@ -346,12 +355,20 @@ def test_quiet_cuts_move_the_segments_and_lose_nothing(fastslm, tmp_path: Path, 
     assert 27 < middle < 27.5
 
 
-def test_a_wrong_cut_is_a_sentence_and_a_memory_is_not_cut_again(fastslm, talk: Path, tmp_path: Path) -> None:
+def test_a_wrong_cut_is_a_sentence_and_a_memory_is_not_cut_again(
+    fastslm, talk: Path, tmp_path: Path, monkeypatch
+) -> None:
     assert "did you mean 'quiet'" in fastslm("encode", talk, "--cuts", "quit", "--output-dir", tmp_path / "o")[2]
     fastslm("encode", talk, "--output-dir", tmp_path / "o")
-    status, _, err = fastslm("transcribe", tmp_path / "o" / "talk.fslm", "--cuts", "quiet")
-    assert status == 2
-    assert "cut already" in err
+    monkeypatch.setattr("fastslm.cli.files.load_quietly", lambda *_: pytest.fail("a model was loaded"))
+    memory = tmp_path / "o" / "talk.fslm"
+    for task in (["transcribe"], ["encode", "--output-dir", tmp_path], ["plan"]):
+        status, out, err = fastslm(*task, memory, "--cuts", "quiet")
+        assert (status, out) == (2, "")
+        assert _said(err) == [
+            f"fastslm: Cuts 'quiet' were asked of {memory}, a speech memory, which is cut already: leave them out, or "
+            "give the recording."
+        ]
 
 
 def test_ctrl_c_in_a_long_encoding_says_where_it_goes_on_and_it_does(

@@ -32,6 +32,7 @@ def for_each_file(
     *,
     check: Callable[["FastSLMForConditionalGeneration"], object] | None = None,
     partial: bool = False,
+    cuts: str | None = None,
     together: Sequence[Path] = (),
 ) -> None:
     """`work` on each file, then `hand_over` what it gave. A file at fault is said, and the others go on.
@@ -42,6 +43,7 @@ def for_each_file(
     Args:
         check: raises what is wrong with the options, by a model without its weights; `None` if none were given.
         partial: whether a recording that breaks off is no fault.
+        cuts: that were chosen, which a memory cannot have.
         together: the files that are taken with the first, it among them.
 
     Raises:
@@ -54,7 +56,7 @@ def for_each_file(
 
     def look(file: Path) -> None:
         for own in together or [file]:
-            _look_at(own, partial)
+            _look_at(own, partial, cuts)
 
     readable = [file for file in files if went_well(lambda file=file: look(file), told)]
     done = 0
@@ -122,13 +124,15 @@ def warn(file: Path, warnings: tuple[str, ...]) -> None:
         typer.echo(f"fastslm: warning: {named}", err=True)
 
 
-def _look_at(file: Path, partial: bool) -> None:
+def _look_at(file: Path, partial: bool, cuts: str | None) -> None:
     """Raise what shows of a file in its first second, or that it breaks off: before a model is loaded or fetched."""
     from fastslm.audio import SAMPLE_RATE, probe_duration, require_whole, stream_audio
+    from fastslm.longform.cuts import refuse_cuts_of_memory
     from fastslm.longform.memory import SUFFIX, SpeechMemory
 
     if file.suffix.lower() == SUFFIX:
         SpeechMemory.load(file)
+        refuse_cuts_of_memory(cuts, str(file))
     elif file.is_file():
         next(stream_audio(file, block_samples=SAMPLE_RATE, on_cut=_let_pass if partial else None))
         if not partial:

@@ -8,9 +8,9 @@ import typer
 from fastslm.errors import OptionError
 
 
-def path_named(text: str) -> Path:
-    """A path as it was written; an empty one, as of a variable that is not set, would be the current folder."""
-    if not text.strip():
+def path_named(text: str | Path) -> Path:
+    """A path as it was written, or a default; an empty one, as of a variable not set, would be the current folder."""
+    if not str(text).strip():
         raise OptionError("A path is empty, the name of a file or folder is needed: give it, or leave it out.")
     return Path(text)
 

@@ -43,7 +43,7 @@ def plan(
     def tell(file: Path) -> None:
         found = plan_of(
             empty,
-            _seconds(file, partial),
+            _seconds(file, partial, cuts),
             dtype=chosen_dtype,
             device=str(chosen_device),
             cuts=cuts or "fixed",  # type: ignore[arg-type]
@@ -60,13 +60,15 @@ def plan(
         raise typer.Exit(2)
 
 
-def _seconds(file: Path, partial: bool) -> float | None:
+def _seconds(file: Path, partial: bool, cuts: str | None) -> float | None:
     """How long it is, `None` where it does not say; of one that is cut short, if it is to be taken, what is there."""
     from fastslm.audio import probe_duration, require_whole
     from fastslm.errors import CutShortError
+    from fastslm.longform.cuts import refuse_cuts_of_memory
     from fastslm.longform.memory import SUFFIX, SpeechMemory
 
     if file.suffix.lower() == SUFFIX:
+        refuse_cuts_of_memory(cuts, str(file))
         return SpeechMemory.load(file).duration
     try:
         require_whole(file)

@@ -119,7 +119,9 @@ def transcribe(
             _print_text(file, files, form.write(transcript))
 
     given = chosen != TranscriptionOptions() or cuts is not None
-    for_each_file(files, model, device, dtype, work, hand_over, check=check if given else None, partial=partial)
+    for_each_file(
+        files, model, device, dtype, work, hand_over, check=check if given else None, partial=partial, cuts=cuts
+    )
 
 
 @app.command()
@@ -318,7 +320,9 @@ def encode(
     def check(empty: "FastSLMForConditionalGeneration") -> None:
         check_cuts(cuts or "fixed", empty.config.mel_mode)
 
-    for_each_file(files, model, device, dtype, work, hand_over, check=check if cuts else None, partial=partial)
+    for_each_file(
+        files, model, device, dtype, work, hand_over, check=check if cuts else None, partial=partial, cuts=cuts
+    )
 
 
 def _answers(

@@ -40,6 +40,19 @@ def check_cuts(cuts: str, mel_mode: str) -> None:
         )
 
 
+def refuse_cuts_of_memory(cuts: str | None, name: str) -> None:
+    """Raise if cuts were chosen for a speech memory, whose windows are what they are.
+
+    Raises:
+        OptionError: they were.
+    """
+    if cuts is not None:
+        raise OptionError(
+            f"Cuts {cuts!r} were asked of {name}, a speech memory, which is cut already: leave them out, or give the "
+            "recording."
+        )
+
+
 def cut(blocks: Iterable[np.ndarray], cuts: Cuts) -> Iterator[np.ndarray]:
     """Blocks of a recording, of at most 30 s each → its windows, each float32 (samples,).
 
