@@ -9,8 +9,10 @@ import torch
 from long_memory import long_memory
 from tiny_fastslm import CONTEXT, MakeCheckpoint, make_checkpoint, noise, tiny, tiny_checkpoint
 
+from fastslm.audio import WINDOW_SECONDS
 from fastslm.errors import AudioError, CheckpointError, FastSLMError, OptionError
 from fastslm.loading import load
+from fastslm.longform.encoder import GROUP_WINDOWS
 from fastslm.longform.memory import SpeechMemory
 from fastslm.speech import FastSLM
 
@@ -244,7 +246,7 @@ def test_progress_grows_to_the_whole_recording(tiny: FastSLM) -> None:
     seen: list[tuple[float, float | None]] = []
     tiny.encode(noise(500), on_progress=lambda p: seen.append((p.seconds, p.total_seconds)))
     assert [total for _, total in seen] == [500.0] * len(seen)
-    assert [seconds for seconds, _ in seen] == [0.0, 120.0, 240.0, 360.0, 480.0, 500.0]
+    assert [seconds for seconds, _ in seen] == [*range(0, 500, GROUP_WINDOWS * WINDOW_SECONDS), 500]
 
 
 def test_the_authors_mel_counts_whole_frames_only(make_checkpoint: MakeCheckpoint) -> None:

@@ -2,12 +2,16 @@
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fastslm.cli import run
+from fastslm.longform.memory import SpeechMemory
 
 
 @pytest.mark.parametrize(
@@ -55,6 +59,44 @@ def test_a_result_for_which_there_is_no_room_is_a_sentence(
     printed = capsys.readouterr()
     assert f"fastslm: The result cannot be written ({words}" in printed.err
     assert "Traceback" not in printed.err
+
+
+def _with_nobody_reading(*arguments: object) -> tuple[int, str]:
+    """The command in a process of its own, its standard output a pipe that is closed → exit status, standard error."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        command = [sys.executable, "-m", "fastslm", *map(str, arguments)]
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writing)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("command", [["--help"], ["--version"], ["transcribe"]], ids=lambda command: command[0])
+def test_where_nobody_reads_on_it_ends_without_a_word_as_other_commands_do(
+    tmp_path: Path, encode, tone, tiny_checkpoint: Path, command: list[str]
+) -> None:
+    sounds = [encode(tmp_path / name, tone(2.0)) for name in ("a.wav", "b.wav")]
+    of_files = [*sounds, "--model", tiny_checkpoint, "--device", "cpu", "--dtype", "float32"]
+    status, err = _with_nobody_reading(*command, *(of_files if command == ["transcribe"] else []))
+    assert status == 128 + signal.SIGPIPE
+    assert [line for line in err.splitlines() if " runs on " not in line] == []
+
+
+@pytest.mark.parametrize(("task", "suffix"), [("transcribe", ".txt"), ("encode", ".fslm")])
+def test_files_are_all_written_and_whole_though_nobody_reads_their_names(
+    tmp_path: Path, encode, tone, tiny_checkpoint: Path, task: str, suffix: str
+) -> None:
+    sounds = [encode(tmp_path / name, tone(2.0)) for name in ("a.wav", "b.wav")]
+    options = ["--model", tiny_checkpoint, "--device", "cpu", "--dtype", "float32", "--output-dir"]
+    status, err = _with_nobody_reading(task, *sounds, *options, tmp_path / "out")
+    assert status == 0
+    assert [line for line in err.splitlines() if " runs on " not in line] == []
+    written = sorted((tmp_path / "out").iterdir())
+    assert [file.name for file in written] == [f"a{suffix}", f"b{suffix}"]
+    for file in written:
+        assert SpeechMemory.load(file).duration == 2 if task == "encode" else file.read_text().endswith("\n")
 
 
 @pytest.mark.parametrize("group", [[], ["weights"], ["evaluate"]])

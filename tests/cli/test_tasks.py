@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from tiny_fastslm import MakeCheckpoint, noise
 
+from fastslm.audio import WINDOW_SECONDS
 from fastslm.cli import run
 from fastslm.longform import encoder
+from fastslm.longform.results import clock
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 
 NO_TRACE = "Traceback"
@@ -326,7 +328,7 @@ def test_ctrl_c_leaves_with_130_and_nothing_half_written(fastslm, talk: Path, tm
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(encoder.WindowEncoder, "_run", interrupt)
+    monkeypatch.setattr(encoder.WindowEncoder, "tokens", interrupt)
     status, out, err = fastslm("encode", talk, "--output-dir", tmp_path / "out")
     assert (status, out) == (130, "")
     assert err.endswith("fastslm: stopped.\n")
@@ -337,7 +339,7 @@ def test_a_bug_keeps_its_traceback(fastslm, talk: Path, monkeypatch) -> None:
     def fail(*arguments: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(encoder.WindowEncoder, "_run", fail)
+    monkeypatch.setattr(encoder.WindowEncoder, "tokens", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         fastslm("transcribe", talk)
 
@@ -394,5 +396,5 @@ def test_ctrl_c_in_a_long_encoding_says_where_it_goes_on_and_it_does(
     monkeypatch.undo()
     status, out, err = fastslm("encode", file, "--output-dir", tmp_path / "out")
     assert (status, out) == (0, f"{tmp_path / 'out' / 'long.fslm'}\n")
-    assert f"goes on at 2:00, from {kept}" in err
+    assert f"goes on at {clock(encoder.GROUP_WINDOWS * WINDOW_SECONDS)}, from {kept}" in err
     assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "long.fslm"]

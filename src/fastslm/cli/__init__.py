@@ -1,11 +1,11 @@
 """The command `fastslm`: what it knows, and how it ends.
 
 Results go to standard output, all else to standard error. Exit status: 0 done; 2 the user's input is at fault, said in
-one sentence; 1 a bug, with a traceback; 130 stopped by Ctrl-C. Heavy imports wait until a command needs them.
+one sentence; 1 a bug, with a traceback; 130 stopped by Ctrl-C; 141 nobody reads what is printed, as behind `| head`:
+it ends without a word, as other commands do (128 + SIGPIPE). Heavy imports wait until a command needs them.
 """
 
 import errno
-import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -14,9 +14,11 @@ import typer
 
 from fastslm import __version__
 from fastslm.cli import authors, data, evaluate, plan, tasks, train, weights
+from fastslm.cli.files import forget_what_cannot_be_written
 from fastslm.errors import FastSLMError
 
 INTERRUPTED = 130
+NOBODY_READS = 141
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 USERS_FAULT = 2
 
@@ -71,10 +73,15 @@ def run(arguments: list[str]) -> int:
         return _complain(str(error))
     except KeyboardInterrupt:
         status = INTERRUPTED
+    except SystemExit as error:
+        # So typer and rich leave where a pipe is closed, with the status of a bug; sys.stdout is harmless by then.
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        return NOBODY_READS
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        _forget_what_cannot_be_written()
+        forget_what_cannot_be_written()
         where = error.filename or "The result"
         return _complain(f"{where} cannot be written ({error.strerror}): free some room, or write it elsewhere.")
     except Exception as error:
@@ -93,14 +100,6 @@ def run(arguments: list[str]) -> int:
     if status == INTERRUPTED:
         typer.echo("\nfastslm: stopped.", err=True)
     return status if isinstance(status, int) else 0
-
-
-def _forget_what_cannot_be_written() -> None:
-    """Else Python tries it again at its end, and has another word for it."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _complain(sentence: str) -> int:

@@ -117,6 +117,22 @@ def output_paths(files: list[Path], folder: Path, suffix: str) -> dict[Path, Pat
     return targets
 
 
+def name_written(line: object) -> None:
+    """Print where a result was written. Where nobody reads on, the files that are still to come are made nevertheless."""
+    try:
+        typer.echo(line)
+    except BrokenPipeError:
+        forget_what_cannot_be_written()
+
+
+def forget_what_cannot_be_written() -> None:
+    """Else Python tries it again at its end, and has another word for it."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
 def warn(file: Path, warnings: tuple[str, ...]) -> None:
     """What a result warns of, on standard error."""
     for sentence in warnings:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from fastslm.cli.files import for_each_file, output_paths, warn
+from fastslm.cli.files import for_each_file, name_written, output_paths, warn
 from fastslm.cli.options import (
     AsJson,
     Cuts,
@@ -112,7 +112,7 @@ def transcribe(
             as_file = (
                 _json(file, loaded, transcript.as_dict()) + "\n" if form.name == "json" else form.write(transcript)
             )
-            typer.echo(write_text(targets[file], as_file))
+            name_written(write_text(targets[file], as_file))
         elif form.name == "json":
             _print_json(file, loaded, transcript.as_dict())
         else:
@@ -313,9 +313,9 @@ def encode(
         kept(file).unlink(missing_ok=True)
         if as_json:
             facts = {"memory": str(path), "duration": round(memory.duration, 3), "windows": len(memory.tokens)}
-            _print_json(file, loaded, {**facts, "audio_tokens": memory.audio_tokens})
+            name_written(_json(file, loaded, {**facts, "audio_tokens": memory.audio_tokens}))
         else:
-            typer.echo(path)
+            name_written(path)
 
     def check(empty: "FastSLMForConditionalGeneration") -> None:
         check_cuts(cuts or "fixed", empty.config.mel_mode)
@@ -361,7 +361,7 @@ def _answers(
         if together:
             result["files"] = [str(own) for own in files]
         if file in targets:
-            typer.echo(write_text(targets[file], (_json(file, loaded, result) if as_json else text) + "\n"))
+            name_written(write_text(targets[file], (_json(file, loaded, result) if as_json else text) + "\n"))
         elif as_json:
             _print_json(file, loaded, result)
         else:
