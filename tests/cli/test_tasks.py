@@ -242,6 +242,20 @@ def test_a_bad_recording_is_one_sentence_and_leaves_nothing(fastslm, tmp_path, e
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize("task", [["transcribe"], ["encode"], ["ask", "--question", "Who won?"]], ids=lambda t: t[0])
+def test_a_sample_far_inside_that_is_no_number_is_named_by_its_second_and_leaves_nothing(
+    fastslm, talk: Path, tmp_path: Path, encode, task: list[str]
+) -> None:
+    samples = noise(200)
+    samples[round(190.25 * 16_000)] = np.nan  # groups of windows are encoded, and kept, before it
+    file = encode(tmp_path / "nan.wav", samples, codec="pcm_f32le")
+    status, out, err = fastslm(*task, file, "--output-dir", tmp_path / "out")
+    assert (status, out) == (2, "")
+    (sentence,) = _said(err)
+    assert sentence.startswith(f"fastslm: {file} holds a sample at 190.250 s that is NaN or infinite")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

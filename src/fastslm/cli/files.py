@@ -118,7 +118,7 @@ def output_paths(files: list[Path], folder: Path, suffix: str) -> dict[Path, Pat
 
 
 def name_written(line: object) -> None:
-    """Print where a result was written. Where nobody reads on, the files that are still to come are made nevertheless."""
+    """Print where a result was written; where nobody reads on, those still to come are written nevertheless."""
     try:
         typer.echo(line)
     except BrokenPipeError:
