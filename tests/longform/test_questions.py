@@ -54,6 +54,19 @@ def test_a_second_question_runs_only_itself_and_says_what_it_says_alone(fresh: F
         assert fresh.ask(memory, question, **SHORT).text == text
 
 
+def test_a_second_question_does_not_hear_the_recording_again(fresh: FastSLM, monkeypatch, tmp_path: Path) -> None:
+    heard: list[int] = []
+    project = fresh.model.project
+    monkeypatch.setattr(fresh.model, "project", lambda tokens: heard.append(len(tokens)) or project(tokens))
+    memory, file = long_memory(fresh, 10), tmp_path / "talk.prefix"
+    for number in range(3):
+        if number == 2:
+            # As in another process: all that is left is the file.
+            fresh.answerer.prefixes.clear()
+        fresh.ask(memory, "Who won?", prefix_file=file, **SHORT)
+        assert heard == [len(memory.tokens)]
+
+
 def test_other_tasks_take_the_same_prefix(fresh: FastSLM) -> None:
     memory = fresh.encode(noise(65))
     fresh.summarize(memory, **SHORT)

@@ -280,9 +280,8 @@ class Answerer:
         if limit is not None:
             budget = min(budget, limit - ids.shape[1])
         tokens = [piece.memory.tokens[piece.first : piece.last] for piece in pieces]
-        speech = torch.cat([self.model.project(own.to(self.model.device)).flatten(0, 1) for own in tokens])
         if not can_keep(self.model):
-            return self._write(ids, budget, options, cost, speech_tokens=speech)
+            return self._write(ids, budget, options, cost, speech_tokens=self._speech(tokens))
         head, _ = self.processor.split_prompt(prompt)
         head_ids = self._prompt_ids(head, pieces)
         dtype = self.model.projector.weight.dtype
@@ -292,7 +291,7 @@ class Answerer:
         if prefix is None and file is not None and file.exists():
             prefix, kept = load_prefix(file, digest, self.fingerprint, self.model), True
         if prefix is None:
-            prefix = prefill(self.model, head_ids, speech, digest)
+            prefix = prefill(self.model, head_ids, self._speech(tokens), digest)
         if kept:
             cost.cached += prefix.length
         else:
@@ -305,6 +304,11 @@ class Answerer:
         finally:
             prefix.shrink()
             self.prefixes.trim()
+
+    @torch.inference_mode()
+    def _speech(self, tokens: Sequence[torch.Tensor]) -> torch.Tensor:
+        """What the language model reads of recordings: (places, text hidden). Where words are heard, minutes of work."""
+        return torch.cat([self.model.project(own.to(self.model.device)).flatten(0, 1) for own in tokens])
 
     def _write(
         self, ids: torch.Tensor, budget: int, options: AnswerOptions, cost: _Cost, after: int = 0, **inputs: Any

@@ -23,7 +23,7 @@ from fastslm.weights import resolve
 # Of each further id that shares a place, relative to the one before it.
 FADING = 0.7
 # Windows that are read together, and the reader's tokens for each: more than anybody says in 30 s.
-READ_TOGETHER = 16
+READ_TOGETHER = 32
 MOST_TOKENS = 220
 
 

@@ -90,8 +90,11 @@ class SpeechPath(FastSLMPreTrainedModel):
         """In which windows, (windows, tokens, hidden), the CTC head hears a letter; all, where there is no head."""
         if self.ctc_head is None:
             return [True] * len(tokens)
-        classes = self.letters(tokens).argmax(-1)
-        return ((classes != BLANK) & (classes != SPACE)).any(1).tolist()
+        heard: list[bool] = []
+        for group in tokens.split(WINDOWS_AT_ONCE):
+            classes = self.letters(group).argmax(-1)
+            heard += ((classes != BLANK) & (classes != SPACE)).any(1).tolist()
+        return heard
 
     def get_audio_features(self, input_features: torch.Tensor) -> BaseModelOutputWithPooling:
         """transformers' name for the way from log-mel to embeddings.
