@@ -307,7 +307,7 @@ class Answerer:
 
     @torch.inference_mode()
     def _speech(self, tokens: Sequence[torch.Tensor]) -> torch.Tensor:
-        """What the language model reads of recordings: (places, text hidden). Where words are heard, minutes of work."""
+        """What the language model reads of recordings, (places, text hidden); hearing their words takes seconds."""
         return torch.cat([self.model.project(own.to(self.model.device)).flatten(0, 1) for own in tokens])
 
     def _write(
