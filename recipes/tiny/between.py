@@ -1,6 +1,6 @@
 """A model between two checkpoints of one training: each weight so far on the way from the first to the second.
 
-    python benchmarks/between.py FIRST SECOND OUT [--share 0.7] [--decoder 0.5]
+    python recipes/tiny/between.py FIRST SECOND OUT [--share 0.7] [--decoder 0.5]
 
 FIRST is where the training of SECOND began. LoRA of Whisper's decoder, which FIRST need not have, is scaled by itself.
 What comes of it is measured by `fastslm evaluate asr --model OUT`.
