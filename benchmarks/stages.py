@@ -1,7 +1,7 @@
 """Every task after every stage: what each stage learns, and that nothing from before is lost.
 
-    python benchmarks/stages.py ../shared/data runs/tiny-stage1-reader/model runs/tiny-stage2/model \
-        runs/tiny-stage3/model [--limit 10]
+    python benchmarks/stages.py ../shared/data runs/tiny-stage1 runs/tiny-stage2/model runs/tiny-stage3/model \
+        [--limit 10]
 
 Writes the section "Every task after every stage" of docs/training.md. The upper table is of validation rows
 (`recipes/tiny/prepare.sh` makes them): what the right answers cost a model that is given the right words. The lower one
@@ -151,17 +151,18 @@ def reads(model: Path) -> bool:
 
 
 def tables(
-    names: Sequence[str],
+    models: Sequence[Path],
     losses: Sequence[dict[str, dict[str, float]]],
     tests: Sequence[dict[str, dict[str, Any] | None]],
     limit: int | None,
 ) -> str:
     """Both tables as Markdown: a row a figure, a column a stage."""
+    names = [model.parent.name if model.name == "model" else model.name for model in models]
     only = "" if limit is None else f" --limit {limit}"
     lines = [
         "### Every task after every stage",
         "",
-        f"`python benchmarks/stages.py ../shared/data {' '.join(f'runs/{name}/model' for name in names)}{only}`",
+        f"`python benchmarks/stages.py ../shared/data {' '.join(map(str, models))}{only}`",
         "",
         "Validation rows, words given:",
         "",
@@ -243,7 +244,7 @@ def main() -> None:
                     model, suite, manifest, limit
                 ),
             )
-    found = tables([model.parent.name for model in chosen.models], losses, tests, chosen.limit)
+    found = tables(chosen.models, losses, tests, chosen.limit)
     put(found, DOCS)
     print(found)
 
