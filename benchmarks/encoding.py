@@ -40,6 +40,7 @@ ROWS, PLOT, PAGE = DOCS / "experiments" / "encoding.jsonl", DOCS / "encoding.png
 START, END = "<!-- encoding -->", "<!-- end of encoding -->"
 SYSTEMS = {
     "engine-bfloat16": "this engine, bfloat16",
+    "alone-bfloat16": "this engine, bfloat16, one group of four after another",
     "engine-float32": "this engine, float32",
     "engine-int8": "this engine, int8",
     "whole-float32": "all windows at once, float32",
@@ -118,8 +119,9 @@ def measure(system: str, model_name: str, file: Path, threads: int) -> None:
     loaded = psutil.Process().memory_info().rss
     forget_peak()
     started, worked = time.perf_counter(), time.process_time()
-    if how == "engine":
-        encoder = WindowEncoder(model, dtype=None if dtype is torch.float32 else dtype)
+    if how in ("engine", "alone"):
+        one = {"group_windows": 4, "workers": 1} if how == "alone" else {}
+        encoder = WindowEncoder(model, dtype=None if dtype is torch.float32 else dtype, **one)
         windows = len(encoder.encode(file).tokens)
     else:
         windows = len(all_at_once(model, file, dtype))
@@ -195,7 +197,7 @@ def draw(rows: list[dict]) -> None:
         if not own:
             continue
         minutes = [row["minutes"] for row in own]
-        style = "-o" if system.startswith("engine") else "--s"
+        style = "--s" if system.startswith("whole") else "-o"
         left.plot(minutes, [row["seconds"] for row in own], style, label=label)
         right.plot(minutes, [row["peak"] / 1e9 for row in own], style, label=label)
     for axis, title in ((left, "seconds"), (right, "peak memory, GB")):

@@ -60,7 +60,7 @@ def operations(work: Callable[[], Any]) -> int:
 @torch.inference_mode()
 def measure(model_name: str, file: Path) -> tuple[list[dict[str, Any]], int]:
     """A row for each part, and how many windows the recording has."""
-    loaded = fastslm.load(model_name, device="cpu", quiet=True)
+    loaded = fastslm.load(model_name, device="cpu", dtype="float32", quiet=True)
     model: Any = loaded.model
     model.requires_grad_(False)  # the counter follows gradients where there are any
     windows = [window.copy() for window in stream_audio(file)]
@@ -83,15 +83,14 @@ def measure(model_name: str, file: Path) -> tuple[list[dict[str, Any]], int]:
     tokens = WindowEncoder(model).tokens(features)
     if model.reader is not None:
         reader: Any = WhisperDecoderReader(model, loaded.processor)
-        add("unfolder", FLOAT32, lambda: model.reader.unfold(tokens))
         together = tokens.split(reader.read_together)
-        add(
-            "unfolder and Whisper's decoder",
-            FLOAT32,
-            lambda: [model.reader.read(group, 200) for group in together],
-        )
+        for name in (FLOAT32, BFLOAT16):
+            if name == BFLOAT16:
+                model.reader.read_in(torch.bfloat16)
+            add("unfolder", name, lambda: model.reader.unfolded(tokens))
+            add("unfolder and Whisper's decoder", name, lambda: [model.reader.read(group, 200) for group in together])
     if model.ctc_head is not None:
-        add("unfolder and CTC head", FLOAT32, lambda: model.letters(tokens))
+        add("unfolder, and CTC head in float32", BFLOAT16, lambda: model.letters(tokens))
     prompt = loaded.processor.expand([loaded.processor.build_prompt("ask", question=QUESTION)], [len(tokens)])
     ids = loaded.processor.tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
     speech = model.project(tokens).reshape(-1, model.projector.out_features)

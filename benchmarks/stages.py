@@ -1,7 +1,7 @@
 """Every task after every stage: what each stage learns, and that nothing from before is lost.
 
-    python benchmarks/stages.py ../shared/data runs/tiny-stage1 runs/tiny-stage2/model runs/tiny-stage3/model \
-        [--limit 10]
+    python benchmarks/stages.py ../shared/data runs/tiny-stage1-between runs/tiny-stage2/model \
+        runs/tiny-stage3/model [--limit 10]
 
 Writes the section "Every task after every stage" of docs/training.md. The upper table is of validation rows
 (`recipes/tiny/prepare.sh` makes them): what the right answers cost a model that is given the right words. The lower one

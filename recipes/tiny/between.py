@@ -12,6 +12,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from fastslm.model.saving import written_beside
+
 WEIGHTS = "model.safetensors"
 
 
@@ -33,8 +35,9 @@ def main() -> None:
         else:
             moved = first[key].float().lerp(value.float(), given.share)
         between[key] = moved.to(value.dtype).contiguous()
-    shutil.copytree(given.second, given.out)
-    save_file(between, given.out / WEIGHTS, metadata={"format": "pt"})
+    with written_beside(given.out) as folder:
+        shutil.copytree(given.second, folder, dirs_exist_ok=True)
+        save_file(between, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 if __name__ == "__main__":

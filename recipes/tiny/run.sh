@@ -7,7 +7,8 @@ set -euo pipefail
 recipes/tiny/prepare.sh "$@"
 fastslm train recipes/tiny/stage1-reader.yaml
 fastslm train recipes/tiny/stage1-adapt.yaml
-[ -e runs/tiny-stage1 ] || python recipes/tiny/between.py runs/tiny-stage1-reader/model runs/tiny-stage1-adapt/model runs/tiny-stage1
+[ -e runs/tiny-stage1-between ] || python recipes/tiny/between.py \
+    runs/tiny-stage1-reader/model runs/tiny-stage1-adapt/model runs/tiny-stage1-between
 fastslm train recipes/tiny/stage2.yaml
 fastslm train recipes/tiny/stage3.yaml
 cp checkpoints/fastslm-tiny/README.md runs/tiny-stage3/model/

@@ -65,8 +65,7 @@ def load(
     model.merge_reader_lora().to(chosen_device)
     encoder_dtype, encoder_reason = choose_encoder_dtype(dtype, chosen_device)
     if encoder_dtype is not None and model.reader is not None:
-        # A base weight, which is not among what is trained and saved.
-        model.reader.decoder.to(encoder_dtype)
+        model.reader.read_in(encoder_dtype)
     if not quiet and (device_reason or dtype_reason):
         chosen = f"{chosen_device}{device_reason}, {str(chosen_dtype).removeprefix('torch.')}{dtype_reason}"
         if encoder_dtype is not None:

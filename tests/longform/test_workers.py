@@ -1,6 +1,8 @@
 """Tasks side by side: each result is its own, and torch's threads are what they were."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -91,3 +93,30 @@ def test_a_cpu_has_as_many_workers_as_threads_up_to_a_few_and_others_one() -> No
     finally:
         torch.set_num_threads(before)
     assert worker_count(torch.device("cuda")) == 1
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_an_interrupt_while_workers_begin_leaves_none_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    submit, calls = ThreadPoolExecutor.submit, 0
+
+    def interrupted(pool: ThreadPoolExecutor, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return submit(pool, *arguments)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
+
+    def both() -> None:
+        with Workers(2) as workers:
+            workers.submit(_where)
+            workers.submit(_where)
+
+    with pytest.raises(KeyboardInterrupt):
+        both()
+    for thread in threading.enumerate():
+        if thread.name.startswith("fastslm-worker"):
+            thread.join(10)
+            assert not thread.is_alive()
+    assert torch.get_num_threads() == 4

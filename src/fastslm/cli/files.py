@@ -170,7 +170,7 @@ def _announce(loaded: "FastSLM", file: Path) -> None:
     seconds = None if file.suffix.lower() == SUFFIX else probe_duration(file)
     if seconds is not None and seconds >= LONG_SECONDS:
         encoder = loaded.encoder
-        takes = plan(loaded.model, seconds, group_windows=encoder.group_windows, encoder_dtype=encoder.dtype)
+        takes = plan(loaded.model, seconds, encoder_dtype=encoder.dtype)
         typer.echo(f"fastslm: {file} is {takes.line()}", err=True)
 
 

@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,7 +205,7 @@ class WindowEncoder:
         start = kept.samples / SAMPLE_RATE if kept else 0.0
         heard = self._hear(sources, sampling_rate, cuts, partial, known, on_progress is not None)
         events = ahead(heard, count * self.group_windows)
-        with Workers(count) as workers:
+        with Workers(count) as workers, _kept_if_stopped(running, kept):
             for event in events:
                 if isinstance(event, _Window):
                     event.recording.samples.append(event.samples)
@@ -304,8 +304,7 @@ class WindowEncoder:
     def _finish(self, group: _Group, kept: KeptGroups | None, on_progress: OnProgress | None) -> None:
         """Wait for a group's tokens, and give them to their recordings."""
         tokens, last = group.tokens.result(), group.windows[-1]
-        if kept and not group.kept:
-            kept.append(tokens, [window.samples for window in group.windows], last.audio_digest)
+        _keep(group, kept)
         for window, own in zip(group.windows, tokens, strict=True):
             # A view would keep the whole group in memory.
             window.recording.tokens.append(own.clone())
@@ -365,6 +364,24 @@ class WindowEncoder:
             partial=recording.partial,
         )
         return SpeechMemory(_stacked(recording.tokens), times, torch.tensor(recording.silent), facts)
+
+
+def _keep(group: _Group, kept: KeptGroups | None) -> None:
+    """Into the file of finished groups, if there is one that it did not come from."""
+    if kept and not group.kept:
+        lengths = [window.samples for window in group.windows]
+        kept.append(group.tokens.result(), lengths, group.windows[-1].audio_digest)
+
+
+@contextmanager
+def _kept_if_stopped(running: deque[_Group], kept: KeptGroups | None) -> Iterator[None]:
+    """What is computed when an error or an interrupt ends the encoding is kept, as far as nothing lacks before it."""
+    try:
+        yield
+    except BaseException:
+        while running and (running[0].kept or running[0].tokens.is_done):
+            _keep(running.popleft(), kept)
+        raise
 
 
 def _stacked(tokens: list[torch.Tensor]) -> torch.Tensor:

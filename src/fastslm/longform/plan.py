@@ -134,8 +134,9 @@ def plan(
     kept = (windows or 0) * tokens * config.hfq_config.hidden_size * (encoder_dtype or dtype).itemsize
     weights = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     if encoder_dtype not in (None, dtype):
-        # A copy of its own.
-        weights += sum(parameter.numel() for parameter in model.encoder.parameters()) * encoder_dtype.itemsize
+        # Copies of their own.
+        for part in (model.encoder, None if model.reader is None else model.reader.decoder):
+            weights += sum(own.numel() for own in part.parameters()) * encoder_dtype.itemsize if part is not None else 0
     device = device or str(model.device)
     group_windows = group_windows or GROUP_WINDOWS * worker_count(torch.device(device))
     group = group_bytes(model, group_windows, encoder_dtype or dtype)

@@ -34,6 +34,11 @@ class Task(Generic[Result]):
         """Give it to a worker."""
         self._future = pool.submit(self.work)
 
+    @property
+    def is_done(self) -> bool:
+        """Whether its result is there without waiting."""
+        return self._future is not None and self._future.done()
+
     def result(self) -> Result:
         """What it returns or raises."""
         return self.work() if self._future is None else self._future.result()
@@ -84,9 +89,16 @@ def _threads(count: int) -> ThreadPoolExecutor:
         torch.set_num_threads(max(1, threads // count))
         ready.wait()
 
-    for _ in range(count):
-        pool.submit(begin)
-    ready.wait()
-    # The number is each thread's own, but torch also keeps the last one that was set, for threads still to come.
-    torch.set_num_threads(threads)
+    try:
+        for _ in range(count):
+            pool.submit(begin)
+        ready.wait()
+    except BaseException:
+        # Who waits there would keep the process alive.
+        ready.abort()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    finally:
+        # The number is each thread's own, but torch also keeps the last one that was set, for threads still to come.
+        torch.set_num_threads(threads)
     return pool

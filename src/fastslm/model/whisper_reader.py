@@ -11,6 +11,7 @@ cannot read.
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -83,6 +84,17 @@ class WhisperReader(nn.Module):
         add_reader_lora(self.decoder, config, on_meta=self.unfold.place.is_meta)
         self.base, self.language = config.reader_base or "", config.languages[0]
         self.is_merged = False
+        # Not a module of this one: it is neither saved nor counted.
+        self._fast: list[Any] = []
+
+    def read_in(self, dtype: torch.dtype) -> None:
+        """Read with a copy of the decoder in another dtype from now on; what is trained and saved stays as it is."""
+        self._fast = [deepcopy(self.decoder).to(dtype)]
+
+    @property
+    def reading(self) -> Any:
+        """The decoder that texts are read with."""
+        return self._fast[0] if self._fast else self.decoder
 
     def merge_lora(self) -> None:
         """Add LoRA into the decoder's weights, in place."""
@@ -109,10 +121,10 @@ class WhisperReader(nn.Module):
     def unfolded(self, tokens: torch.Tensor) -> torch.Tensor:
         """What the decoder and the CTC head read: (windows, 50, hidden) → (windows, frames, hidden).
 
-        The unfolder's weights are float32 in every model; where the decoder is in bfloat16, they multiply in it.
+        The unfolder's weights are float32 in every model; where the decoder reads in bfloat16, they multiply in it.
         """
         place = self.unfold.place
-        half = self.decoder.dtype is torch.bfloat16
+        half = self.reading.dtype is torch.bfloat16
         with torch.autocast(place.device.type, torch.bfloat16) if half else nullcontext():
             return self.unfold(tokens.to(place))
 
@@ -135,9 +147,10 @@ class WhisperReader(nn.Module):
                 token.
             processors: change the scores of the next token.
         """
-        frames = frames.to(self.decoder.dtype)
+        decoder = self.reading
+        frames = frames.to(decoder.dtype)
         device, begin = frames.device, len(self.start)
-        length = begin + min(max_new_tokens, self.decoder.config.max_target_positions - begin)
+        length = begin + min(max_new_tokens, decoder.config.max_target_positions - begin)
         end = self.tokenizer.eos_token_id
         ids = torch.full((len(frames), length), end, device=device)
         ids[:, :begin] = torch.tensor(self.start, device=device)
@@ -147,7 +160,7 @@ class WhisperReader(nn.Module):
         rows = torch.arange(len(ids), device=device)  # those in the batch
         told = 0  # how many of the ids the decoder has seen
         for at in range(begin, length):
-            hidden = self.decoder(
+            hidden = decoder(
                 input_ids=ids[rows, told:at], encoder_hidden_states=frames, past_key_values=cache, use_cache=True
             ).last_hidden_state
             told = at
@@ -173,7 +186,7 @@ class WhisperReader(nn.Module):
 
     def next_scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of the next token: (rows, hidden) → (rows, vocabulary); the output projection is the embedding."""
-        weight = self.decoder.embed_tokens.weight
+        weight = self.reading.embed_tokens.weight
         if hidden.device.type == "cpu" and hidden.dtype is torch.bfloat16:
             # The same product, for which oneDNN takes half the time of `linear`.
             return (weight @ hidden.T).T.contiguous()
