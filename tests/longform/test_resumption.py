@@ -16,8 +16,14 @@ from fastslm.speech import FastSLM
 RECORDING = noise(250)
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """What a test stops an encoding with."""
+
+
+@pytest.fixture
+def encoder(tiny: FastSLM) -> WindowEncoder:
+    """One group after another: what is finished at a stop does not hang on the moment."""
+    return WindowEncoder(tiny.model, workers=1)
 
 
 def _encode_until(encoder: WindowEncoder, kept: Path, seconds: float, recording: np.ndarray = RECORDING) -> None:
@@ -29,12 +35,12 @@ def _encode_until(encoder: WindowEncoder, kept: Path, seconds: float, recording:
         encoder.encode(recording, kept_at=kept, on_progress=stop)
 
 
-def test_a_stopped_encoding_goes_on_where_it_was_to_the_same_bits(tiny: FastSLM, tmp_path: Path) -> None:
+def test_a_stopped_encoding_goes_on_where_it_was_to_the_same_bits(encoder: WindowEncoder, tmp_path: Path) -> None:
     kept = tmp_path / "talk.fslm.partial"
-    _encode_until(tiny.encoder, kept, 240)
+    _encode_until(encoder, kept, 240)
     seen: list[float] = []
-    memory = tiny.encoder.encode(RECORDING, kept_at=kept, on_progress=lambda p: seen.append(p.seconds))
-    expected = tiny.encoder.encode(RECORDING)
+    memory = encoder.encode(RECORDING, kept_at=kept, on_progress=lambda p: seen.append(p.seconds))
+    expected = encoder.encode(RECORDING)
     assert seen[0] == 240
     assert torch.equal(memory.tokens, expected.tokens)
     assert torch.equal(memory.times, expected.times)
@@ -43,34 +49,43 @@ def test_a_stopped_encoding_goes_on_where_it_was_to_the_same_bits(tiny: FastSLM,
     assert [path.name for path in tmp_path.iterdir()] == [kept.name]
 
 
+def test_of_groups_side_by_side_all_that_are_finished_in_order_are_kept(tiny: FastSLM, tmp_path: Path) -> None:
+    kept, seen = tmp_path / "talk.fslm.partial", list[float]()
+    many = WindowEncoder(tiny.model, workers=3)
+    _encode_until(many, kept, 120)
+    memory = many.encode(RECORDING, kept_at=kept, on_progress=lambda p: seen.append(p.seconds))
+    assert seen[0] in (120, 180, 240, 300)
+    assert torch.allclose(memory.tokens, tiny.encoder.encode(RECORDING).tokens, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("lost", [1, 40, 5000])
-def test_a_group_that_was_half_written_is_encoded_again(tiny: FastSLM, tmp_path: Path, lost: int) -> None:
+def test_a_group_that_was_half_written_is_encoded_again(encoder: WindowEncoder, tmp_path: Path, lost: int) -> None:
     kept = tmp_path / "talk.fslm.partial"
-    _encode_until(tiny.encoder, kept, 240)
+    _encode_until(encoder, kept, 240)
     os.truncate(kept, kept.stat().st_size - lost)
     seen: list[float] = []
-    memory = tiny.encoder.encode(RECORDING, kept_at=kept, on_progress=lambda p: seen.append(p.seconds))
+    memory = encoder.encode(RECORDING, kept_at=kept, on_progress=lambda p: seen.append(p.seconds))
     assert seen[0] == 180
-    assert torch.equal(memory.tokens, tiny.encoder.encode(RECORDING).tokens)
+    assert torch.equal(memory.tokens, encoder.encode(RECORDING).tokens)
 
 
-def test_what_was_kept_in_another_way_is_not_used(tiny: FastSLM, tmp_path: Path) -> None:
+def test_what_was_kept_in_another_way_is_not_used(encoder: WindowEncoder, tmp_path: Path) -> None:
     kept = tmp_path / "talk.fslm.partial"
-    _encode_until(tiny.encoder, kept, 120)
-    other = WindowEncoder(tiny.model, dtype=torch.bfloat16)
+    _encode_until(encoder, kept, 120)
+    other = WindowEncoder(encoder.model, workers=1, dtype=torch.bfloat16)
     seen: list[float] = []
     memory = other.encode(RECORDING, kept_at=kept, on_progress=lambda p: seen.append(p.seconds))
     assert seen[0] == 0
     assert torch.equal(memory.tokens, other.encode(RECORDING).tokens)
 
 
-def test_another_recording_does_not_go_on_from_this_one(tiny: FastSLM, tmp_path: Path) -> None:
+def test_another_recording_does_not_go_on_from_this_one(encoder: WindowEncoder, tmp_path: Path) -> None:
     kept = tmp_path / "talk.fslm.partial"
-    _encode_until(tiny.encoder, kept, 240)
+    _encode_until(encoder, kept, 240)
     changed = RECORDING.copy()
     changed[200 * 16_000] += 0.1
     with pytest.raises(FastSLMError, match="the beginning of another recording"):
-        tiny.encoder.encode(changed, kept_at=kept)
+        encoder.encode(changed, kept_at=kept)
 
 
 def test_two_processes_do_not_keep_in_one_file(tmp_path: Path) -> None:
@@ -82,9 +97,11 @@ def test_two_processes_do_not_keep_in_one_file(tmp_path: Path) -> None:
         pass
 
 
-def test_a_full_disk_is_a_sentence_and_what_was_whole_stays(tiny: FastSLM, tmp_path: Path, monkeypatch) -> None:
+def test_a_full_disk_is_a_sentence_and_what_was_whole_stays(
+    encoder: WindowEncoder, tmp_path: Path, monkeypatch
+) -> None:
     kept = tmp_path / "talk.fslm.partial"
-    _encode_until(tiny.encoder, kept, 120)
+    _encode_until(encoder, kept, 120)
     size = kept.stat().st_size
 
     class Full:
@@ -105,8 +122,8 @@ def test_a_full_disk_is_a_sentence_and_what_was_whole_stays(tiny: FastSLM, tmp_p
         lambda path, mode="r", **o: Full(ordinary(path, mode)) if mode == "ab" else ordinary(path, mode, **o),
     )
     with pytest.raises(FastSLMError, match="No space left on device"):
-        tiny.encoder.encode(RECORDING, kept_at=kept)
+        encoder.encode(RECORDING, kept_at=kept)
     monkeypatch.undo()
-    with KeptGroups(kept, tiny.encoder._stamp("fixed")) as groups:
+    with KeptGroups(kept, encoder._stamp("fixed")) as groups:
         assert groups.windows == 4
     assert kept.stat().st_size == size

@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -375,12 +375,14 @@ def _keep(group: _Group, kept: KeptGroups | None) -> None:
 
 @contextmanager
 def _kept_if_stopped(running: deque[_Group], kept: KeptGroups | None) -> Iterator[None]:
-    """What is computed when an error or an interrupt ends the encoding is kept, as far as nothing lacks before it."""
+    """What was read before an error ends the encoding is still computed and kept; at an interrupt, what is finished."""
     try:
         yield
-    except BaseException:
-        while running and (running[0].kept or running[0].tokens.is_done):
-            _keep(running.popleft(), kept)
+    except BaseException as error:
+        waits = isinstance(error, Exception)
+        with suppress(Exception):  # it is the first error that is told
+            while kept and not kept.is_torn and running and (waits or running[0].tokens.is_done):
+                _keep(running.popleft(), kept)
         raise
 
 

@@ -56,6 +56,7 @@ class KeptGroups:
         self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0)
         self._file: BinaryIO | None = None
         self._waiting: list[KeptGroup] = []
+        self.is_torn = False  # what would be appended after a write that failed is never read
 
     def __enter__(self) -> "KeptGroups":
         try:
@@ -121,6 +122,7 @@ class KeptGroups:
             self._file.write(len(payload).to_bytes(LENGTH_BYTES, "little") + check + payload)
             self._file.flush()
         except OSError as error:
+            self.is_torn = True
             raise self._failed(error) from error
 
     def discard(self) -> None:
