@@ -28,7 +28,7 @@ def test_the_lead_comes_first_then_what_the_whole_is_about() -> None:
     st.lists(st.lists(st.sampled_from(["red", "blue", "green", "ship", "house"]), min_size=1, max_size=30), max_size=20)
 )
 def test_a_summary_is_sentences_of_the_text_in_their_order_and_fewer(words: list[list[str]]) -> None:
-    sentences = [f"{' '.join(sentence)} {index}" for index, sentence in enumerate(words)]
+    sentences = [f"{' '.join(sentence)} {index:02d}" for index, sentence in enumerate(words)]
     summary = extractive_summary(sentences)
     total = sum(len(sentence.split()) for sentence in sentences)
     if summary is None:
