@@ -78,9 +78,10 @@ def section(rows: list[dict[str, Any]], seconds: float, load: float) -> str:
     lines = [
         "## Live audio",
         "",
-        f"`python benchmarks/live.py ../shared/data`: {seconds:.0f} s of real speech played to `transcribe_stream` at "
-        f"the pace of speaking; seconds from a word's end to the text that holds it; torch {torch.__version__}, "
-        f"threads: {torch.get_num_threads()}; load of the machine before it {load:.1f}.",
+        f"`python benchmarks/live.py ../shared/data --seconds {seconds:.0f} --threads {torch.get_num_threads()}`: real "
+        "speech played to `transcribe_stream` at the pace of speaking; seconds from a word's end to the text that has "
+        "it; "
+        f"torch {torch.__version__}; load of the machine before it {load:.1f}.",
         "",
         "| new sound between texts | texts | words | first text of a word, median | 95 % | final text, median | 95 % "
         "| reading one text, median |",
