@@ -5,7 +5,7 @@
 Writes the section "Questions" of docs/benchmarks.md and its picture. Two baselines are built here with random weights,
 which cost what trained ones do: four encoder frames stacked and a perceptron (Voxtral's kind, 12.5 tokens a second),
 and pairs of frames averaged and projected (Qwen2-Audio's kind, 25). All read the same encoder's frames of the same
-recording, its windows repeated to the length needed. Prompts of more than `--longest` places are not run: their times
+recording, its windows repeated to the length needed; the recording itself is then asked about as a user does. Prompts of more than `--longest` places are not run: their times
 are those of a·n + b·n², fitted to the others by least squares of the relative error, and marked.
 """
 
@@ -201,6 +201,18 @@ def transcribing(loaded: Any, tokens: torch.Tensor) -> list[dict[str, Any]]:
     return rows
 
 
+def asking(loaded: Any, recording: str) -> dict[str, Any]:
+    """Seconds of encoding the whole recording and of each of two questions, what hears the words counted."""
+    started = monotonic()
+    memory = loaded.encode(recording)
+    found: dict[str, Any] = {"encoding": monotonic() - started, "minutes": memory.facts.duration / 60, "asked": []}
+    for question in QUESTIONS:
+        started = monotonic()
+        usage = loaded.ask(memory, question).usage
+        found["asked"].append((monotonic() - started, usage.prompt_tokens, usage.cached_tokens, usage.text_tokens))
+    return found
+
+
 def draw(rows: list[Row], file: Path) -> None:
     """Seconds to the first token against minutes heard."""
     import matplotlib
@@ -225,7 +237,7 @@ def draw(rows: list[Row], file: Path) -> None:
     figure.savefig(file, dpi=120)
 
 
-def section(loaded: Any, rows: list[Row], methods: list[dict[str, Any]], threads: int) -> str:
+def section(loaded: Any, rows: list[Row], asked: dict[str, Any], methods: list[dict[str, Any]], threads: int) -> str:
     """The section as Markdown."""
     limit = context_length(loaded.model)
     lines = [
@@ -264,6 +276,16 @@ def section(loaded: Any, rows: list[Row], methods: list[dict[str, Any]], threads
         f"In the {dense.places:,} places that 10 minutes take at 25 tokens a second, FastSLM holds {hours:.1f} hours.",
         "",
         "![What a question costs](questions.png)",
+        "",
+        f"**As a user asks**: {asked['minutes']:.1f} minutes, encoded once in {asked['encoding']:.1f} s, then two "
+        "questions to the whole answer; the first hears the words of every window too:",
+        "",
+        "| question | seconds | places in prompts | of them kept from before | tokens written | of the first |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {name} | {seconds:.2f} | {places:,} | {kept:,} | {written} | {seconds / asked['asked'][0][0]:.1%} |"
+            for name, (seconds, places, kept, written) in zip(("first", "second"), asked["asked"], strict=True)
+        ),
         "",
         f"**Ways to transcribe with the language model** (`method`), {TRANSCRIPT_WINDOWS} windows, "
         f"{TRANSCRIPT_TOKENS} tokens written for each:",
@@ -308,9 +330,11 @@ def main() -> None:
     fit(rows)
     with torch.inference_mode():
         tokens = loaded.model.hfq_former(frames)
+    asked = asking(loaded, given.recording)
+    print(json.dumps(asked), file=sys.stderr)
     methods = transcribing(loaded, tokens)
     draw(rows, DOCS / "questions.png")
-    text = section(loaded, rows, methods, given.threads)
+    text = section(loaded, rows, asked, methods, given.threads)
     put(text, DOCS / "benchmarks.md")
     print(text)
 
