@@ -33,7 +33,24 @@ def test_a_plan_is_json_for_machines_and_of_a_memory_too(
     assert run(["plan", str(talk), str(tmp_path / "out" / "talk.fslm"), "--json", *model]) == 0
     first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert (first["windows"], first["audio_tokens"]) == (4, 200)
-    assert {**second, "file": "", "available_bytes": 0} == {**first, "file": "", "available_bytes": 0}
+    alike = {"file": "", "available_bytes": 0, "cuts": None}
+    assert {**second, **alike} == {**first, **alike}
+    assert (first["cuts"], second["cuts"]) == ("fixed", None)
+
+
+def test_of_a_memory_the_windows_that_it_holds_are_counted(
+    tiny_checkpoint: Path, tmp_path: Path, encode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = noise(89)
+    for second in (25, 51):  # quiet cuts there make 4 windows of what are 3 of 30 s
+        sound[second * 16_000 + 4000 : second * 16_000 + 12_000] = 0
+    talk, model = encode(tmp_path / "talk.wav", sound), ["--model", str(tiny_checkpoint)]
+    assert run(["encode", str(talk), "--cuts", "quiet", "--output-dir", str(tmp_path), *model]) == 0
+    capsys.readouterr()
+    assert run(["plan", str(tmp_path / "talk.fslm"), *model]) == 0
+    out = capsys.readouterr().out
+    assert "windows        4, as the memory is cut\n" in out
+    assert "speech tokens  200, " in out
 
 
 @pytest.mark.parametrize(("arguments", "words"), [(["missing.wav"], "does not exist"), (["--cuts", "qiet"], "quiet")])

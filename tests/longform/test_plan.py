@@ -50,6 +50,8 @@ def test_the_longest_recording_fits_one_prompt_and_a_longer_one_does_not(tiny: F
     assert CONTEXT - 50 < needed <= CONTEXT
     assert plan(tiny.model, longest).fits_prompt
     assert not plan(tiny.model, longest + 1).fits_prompt
+    # A memory of no more seconds may hold more windows.
+    assert not plan(tiny.model, longest, windows=int(longest / WINDOW_SECONDS) + 1).fits_prompt
     # Beyond it, the cache of a prompt grows no more.
     assert plan(tiny.model, 100 * longest).kv_bytes == plan(tiny.model, longest).kv_bytes
 

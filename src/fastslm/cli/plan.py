@@ -42,9 +42,11 @@ def plan(
         reasons += (f"{own} in {str(encoder_dtype).removeprefix('torch.')} ({encoder_reason})",)
 
     def tell(file: Path) -> None:
+        seconds, windows = _length(file, partial, cuts)
         found = plan_of(
             empty,
-            _seconds(file, partial, cuts),
+            seconds,
+            windows=windows,
             dtype=chosen_dtype,
             device=str(chosen_device),
             cuts=cuts or "fixed",  # type: ignore[arg-type]
@@ -61,8 +63,11 @@ def plan(
         raise typer.Exit(2)
 
 
-def _seconds(file: Path, partial: bool, cuts: str | None) -> float | None:
-    """How long it is, `None` where it does not say; of one that is cut short, if it is to be taken, what is there."""
+def _length(file: Path, partial: bool, cuts: str | None) -> tuple[float | None, int | None]:
+    """Its seconds, `None` where it does not say, and of a memory its windows.
+
+    Of a recording that is cut short, if it is to be taken, the seconds are those that are there.
+    """
     from fastslm.audio import probe_duration, require_whole
     from fastslm.errors import CutShortError
     from fastslm.longform.cuts import refuse_cuts_of_memory
@@ -70,11 +75,12 @@ def _seconds(file: Path, partial: bool, cuts: str | None) -> float | None:
 
     if file.suffix.lower() == SUFFIX:
         refuse_cuts_of_memory(cuts, str(file))
-        return SpeechMemory.load(file).duration
+        memory = SpeechMemory.load(file)
+        return memory.duration, len(memory.tokens)
     try:
         require_whole(file)
     except CutShortError as error:
         if not partial or error.seconds is None:
             raise
-        return error.seconds
-    return probe_duration(file)
+        return error.seconds, None
+    return probe_duration(file), None

@@ -36,13 +36,14 @@ class Plan:
 
     Attributes:
         seconds: as the container says, `None` where it says nothing; the model's own sizes are known all the same.
-        windows: with quiet cuts at most.
+        windows: with quiet cuts at most; of a memory those that it holds.
         weight_bytes: of all parameters.
         group_windows: that are in the encoder at a time, all workers together.
         group_bytes: of those windows, and of others that are decoded ahead of them.
         kv_bytes: of the language model's cache for one prompt that holds the recording, or as much as fits.
         longest_seconds: what one prompt holds; `None` where the language model states no limit.
         total_bytes: of the encoding: program, weights, group and tokens; a question adds the cache.
+        cuts: `None` of a memory, which is cut already.
     """
 
     seconds: float | None
@@ -60,13 +61,15 @@ class Plan:
     available_bytes: int
     device: str
     dtype: str
-    cuts: Cuts
+    cuts: Cuts | None
     reasons: tuple[str, ...]
 
     @property
     def fits_prompt(self) -> bool:
-        """Whether one prompt holds the recording; beyond it, it is read in spans."""
-        return self.seconds is None or self.longest_seconds is None or self.seconds <= self.longest_seconds
+        """Whether one prompt holds the recording, whatever its quiet cuts; beyond it, it is read in spans."""
+        if self.windows is None or self.longest_seconds is None:
+            return True
+        return self.windows * WINDOW_SECONDS <= self.longest_seconds
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -89,7 +92,7 @@ class Plan:
             most = "at most " if self.cuts == "quiet" else ""
             rows += [
                 ("length", clock(self.seconds)),
-                ("windows", f"{most}{self.windows}, {self.cuts} cuts"),
+                ("windows", f"{most}{self.windows}, {f'{self.cuts} cuts' if self.cuts else 'as the memory is cut'}"),
                 ("speech tokens", f"{most}{self.audio_tokens}, {_size(self.memory_file_bytes or 0)} as a memory"),
             ]
         rows += [
@@ -101,7 +104,8 @@ class Plan:
         if self.kv_bytes is not None:
             rows.append(("KV cache", f"{_size(self.kv_bytes)} more for a question in one prompt"))
         if self.longest_seconds is not None:
-            beyond = "" if self.fits_prompt else "; this recording is longer and will be read in spans"
+            may = "may be" if self.cuts == "quiet" else "is"
+            beyond = "" if self.fits_prompt else f"; this recording {may} longer, and is then read in spans"
             rows.append(("longest", f"{clock(self.longest_seconds)} in one prompt of {self.context} positions{beyond}"))
         rows += [("chosen", reason) for reason in self.reasons]
         return "\n".join(f"{name:14} {value}" for name, value in rows)
@@ -114,6 +118,7 @@ def plan(
     dtype: torch.dtype | None = None,
     device: str | None = None,
     cuts: Cuts = "fixed",
+    windows: int | None = None,
     group_windows: int | None = None,
     encoder_dtype: torch.dtype | None = None,
     reasons: tuple[str, ...] = (),
@@ -123,13 +128,16 @@ def plan(
     Args:
         model: loaded, or on the meta device, where it costs nothing.
         dtype, device: that it is to run in and on, where the model is not loaded.
+        windows: that a memory holds, whose cuts are what they are.
         group_windows: that are in the encoder at a time, by default what `WindowEncoder` does on the device.
         encoder_dtype: what the encoder computes in (`WindowEncoder`), by default the model's.
         reasons: why things were chosen as they are, a sentence each.
     """
     config = model.config
     dtype = dtype or model.dtype
-    windows = None if seconds is None else most_windows(seconds, cuts)
+    chosen = cuts if windows is None else None
+    if windows is None and seconds is not None:
+        windows = most_windows(seconds, cuts)
     tokens = config.tokens_per_window
     kept = (windows or 0) * tokens * config.hfq_config.hidden_size * (encoder_dtype or dtype).itemsize
     weights = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
@@ -159,7 +167,7 @@ def plan(
         available_bytes=psutil.virtual_memory().available,
         device=device,
         dtype=str(dtype).removeprefix("torch."),
-        cuts=cuts,
+        cuts=chosen,
         reasons=reasons,
     )
 
