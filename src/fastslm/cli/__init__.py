@@ -15,6 +15,7 @@ import typer
 from fastslm import __version__
 from fastslm.cli import authors, data, evaluate, plan, tasks, train, weights
 from fastslm.cli.files import forget_what_cannot_be_written
+from fastslm.cli.standard_error import forgive_standard_error
 from fastslm.errors import FastSLMError
 
 INTERRUPTED = 130
@@ -61,6 +62,7 @@ app.add_typer(authors.app)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command with these arguments, by default the process's own, and leave with its exit status."""
+    forgive_standard_error()
     sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
 
 
