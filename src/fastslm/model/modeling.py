@@ -251,7 +251,7 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
         if "position_ids" in self._language_model_arguments:
             arguments["position_ids"] = position_ids
         if "logits_to_keep" in self._language_model_arguments:
-            arguments["logits_to_keep"] = logits_to_keep
+            arguments["logits_to_keep"] = _as_places(logits_to_keep, inputs_embeds)
         with lora_switched(self.language_model, adapter):
             outputs = self.language_model(inputs_embeds=inputs_embeds, **arguments, **kwargs, return_dict=True)
         if adapter and outputs.past_key_values is not None:
@@ -362,6 +362,14 @@ def positions(attention_mask: torch.Tensor | None, length: int) -> torch.Tensor 
         return None
     counted = attention_mask.long().cumsum(-1) - 1
     return counted.clamp(min=0)[:, -length:]
+
+
+def _as_places(logits_to_keep: int | torch.Tensor, embeddings: torch.Tensor) -> int | torch.Tensor:
+    """Several rows' last places one by one: of a slice torch on a CPU copies the output embedding for each row."""
+    rows, length = embeddings.shape[:2]
+    if isinstance(logits_to_keep, torch.Tensor) or logits_to_keep == 0 or rows == 1:
+        return logits_to_keep
+    return torch.arange(max(0, length - logits_to_keep), length, device=embeddings.device)
 
 
 def labels_to_keep(labels: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
