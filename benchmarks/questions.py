@@ -5,8 +5,9 @@
 Writes the section "Questions" of docs/benchmarks.md and its picture. Two baselines are built here with random weights,
 which cost what trained ones do: four encoder frames stacked and a perceptron (Voxtral's kind, 12.5 tokens a second),
 and pairs of frames averaged and projected (Qwen2-Audio's kind, 25). All read the same encoder's frames of the same
-recording, its windows repeated to the length needed; the recording itself is then asked about as a user does. Prompts of more than `--longest` places are not run: their times
-are those of a·n + b·n², fitted to the others by least squares of the relative error, and marked.
+recording, its windows repeated to the length needed; the recording itself is then asked about as a user does. Prompts
+of more than `--longest` places are not run: their times are those of a·n + b·n², fitted to the others by least squares
+of the relative error, and marked.
 """
 
 import argparse
