@@ -38,15 +38,33 @@ def test_the_size_of_a_group_changes_nothing(tiny: FastSLM, group: int) -> None:
 def test_groups_side_by_side_come_in_their_order_and_change_nothing(tiny: FastSLM, workers: int) -> None:
     lengths = (10, 95, 1, 130)
     sources = [(f"{seconds}", noise(seconds, index)) for index, seconds in enumerate(lengths)]
-    seen: list[float] = []
     encoder = WindowEncoder(tiny.model, workers=workers)
-    memories = list(encoder.encode_many(sources, on_progress=lambda progress: seen.append(progress.seconds)))
+    memories = list(encoder.encode_many(sources))
     assert [memory.facts.name for memory in memories] == [str(seconds) for seconds in lengths]
     for (_, recording), memory in zip(sources, memories, strict=True):
         windows = extract_features(recording, tiny.model.config.audio_config.num_mel_bins)
         expected = torch.cat([tiny.encoder.tokens(window) for window in windows.split(1)])
         assert torch.allclose(memory.tokens, expected, atol=1e-4, rtol=0)
-    assert sorted(set(seen)) == [0, 1, 30, 60, 90, 120]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_of_many_recordings_each_is_told_from_its_start_to_its_end(tiny: FastSLM, workers: int) -> None:
+    lengths = (10.0, 95.0, 1.0, 130.0)
+    told: list[tuple[float, float | None]] = []
+    sources = [(f"{seconds}", noise(seconds)) for seconds in lengths]
+    encoder = WindowEncoder(tiny.model, workers=workers)
+    list(
+        encoder.encode_many(
+            sources, on_progress=lambda progress: told.append((progress.seconds, progress.total_seconds))
+        )
+    )
+    ends = [index for index, (seconds, total) in enumerate(told) if seconds == total]
+    assert [told[index][1] for index in ends] == list(lengths)
+    for first, last, length in zip([0, *(end + 1 for end in ends)], ends, lengths, strict=False):
+        own = [seconds for seconds, _ in told[first : last + 1]]
+        assert own == sorted(set(own))
+        assert (own[0], own[-1]) == (0, length)
+    assert ends[-1] == len(told) - 1
 
 
 def test_window_times_cover_the_recording_without_gap_or_overlap(tiny: FastSLM) -> None:

@@ -53,6 +53,11 @@ class _Recording:
     audio_digest: bytes = b""  # of what was read
     complete: bool = False  # all windows are read, though not all may be encoded
 
+    @property
+    def is_encoded(self) -> bool:
+        """Whether all of it is."""
+        return self.complete and len(self.tokens) == len(self.samples)
+
     def break_off(self, sentence: str) -> None:
         """It ended too early, as the sentence says."""
         self.warnings.append(sentence)
@@ -167,8 +172,6 @@ class WindowEncoder:
                 if kept is not None and not isinstance(error.__cause__, OSError):
                     kept.discard()
                 raise
-        if on_progress:
-            on_progress(Progress(memory.duration, memory.duration))
         return memory
 
     def encode_many(
@@ -183,7 +186,8 @@ class WindowEncoder:
         """The memories of named recordings, in their order; windows of several share a group.
 
         A window's tokens do not depend on its group: each memory equals that of `encode` to the arithmetic's rounding.
-        The sources are iterated in another thread.
+        The sources are iterated in another thread. Progress is told of one after another, each from its start to its
+        end.
         """
         yield from self._encode(sources, sampling_rate, cuts, partial, None, on_progress)
 
@@ -217,21 +221,21 @@ class WindowEncoder:
                         group = []
                         # One more than there are workers: none of them is to wait for this thread.
                         if len(running) > count:
-                            self._finish(running.popleft(), kept, on_progress)
+                            self._finish(running.popleft(), kept, waiting[0], on_progress)
                 elif isinstance(event, _Begun):
                     waiting.append(event.recording)
-                    if on_progress:
+                    if on_progress and len(waiting) == 1:
                         on_progress(Progress(start, event.recording.total_seconds))
                 else:
                     event.recording.complete = True
-                while waiting and waiting[0].complete and len(waiting[0].tokens) == len(waiting[0].samples):
-                    yield self._memory(waiting.pop(0))
+                while waiting and waiting[0].is_encoded:
+                    yield self._ended(waiting, on_progress)
             if group:
                 running.append(self._begun(group, kept, workers))
             while running:
-                self._finish(running.popleft(), kept, on_progress if running else None)
-        for recording in waiting:
-            yield self._memory(recording)
+                self._finish(running.popleft(), kept, waiting[0], on_progress)
+                while waiting and waiting[0].is_encoded:
+                    yield self._ended(waiting, on_progress)
 
     def _hear(
         self,
@@ -301,17 +305,27 @@ class WindowEncoder:
         features = torch.stack([window.features for window in group if window.features is not None])
         return _Group(group, workers.submit(lambda: self.tokens(features)), kept=False)
 
-    def _finish(self, group: _Group, kept: KeptGroups | None, on_progress: OnProgress | None) -> None:
-        """Wait for a group's tokens, and give them to their recordings."""
-        tokens, last = group.tokens.result(), group.windows[-1]
+    def _finish(
+        self, group: _Group, kept: KeptGroups | None, recording: _Recording, on_progress: OnProgress | None
+    ) -> None:
+        """Wait for a group's tokens, and give them to their recordings, of which `recording` is the first."""
+        tokens = group.tokens.result()
         _keep(group, kept)
         for window, own in zip(group.windows, tokens, strict=True):
             # A view would keep the whole group in memory.
             window.recording.tokens.append(own.clone())
-        if on_progress and not group.kept:
-            recording = last.recording
+        if on_progress and not group.kept and not recording.is_encoded:
             heard = sum(recording.samples[: len(recording.tokens)]) / SAMPLE_RATE
             on_progress(Progress(heard, recording.total_seconds))
+
+    def _ended(self, waiting: list[_Recording], on_progress: OnProgress | None) -> SpeechMemory:
+        """The memory of the first that waits, now encoded; where progress is told, it ends and the next begins."""
+        memory = self._memory(waiting.pop(0))
+        if on_progress:
+            on_progress(Progress(memory.duration, memory.duration))
+            if waiting:
+                on_progress(Progress(0.0, waiting[0].total_seconds))
+        return memory
 
     @torch.inference_mode()
     def tokens(self, features: torch.Tensor) -> torch.Tensor:
