@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from fastslm.errors import OptionError
-from fastslm.longform.generation import PLAIN, Decoding
+from fastslm.longform.generation import PLAIN, WATCHED, Decoding
 from fastslm.longform.readers import Reading
 from fastslm.longform.repetition import RETRIES, check_repetition, guarded
 
@@ -46,6 +46,16 @@ def test_only_the_text_with_a_loop_is_read_again() -> None:
     assert [reading.text for reading in readings] == [_text(GOOD), "good", _text(GOOD)]
     assert [reading.attempts for reading in readings] == [1, 2, 1]
     assert [reading.finish_reason for reading in readings] == ["stop"] * 3
+
+
+def test_loops_of_all_groups_are_read_again_together_and_never_more_at_a_time_than_a_group() -> None:
+    texts = [LOOP if item in (0, 3, 5, 7, 8) else GOOD for item in range(10)]
+    reader = _Reader(texts, {RETRIES[1]: Reading("good", (), GOOD)})
+    readings = guarded(reader, 10, _text, "retry", together=4)
+    groups = {decoding: [rows for rows, asked in reader.asked if asked == decoding] for decoding in (WATCHED, *RETRIES)}
+    assert groups[WATCHED] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert groups[RETRIES[0]] == groups[RETRIES[1]] == [[0, 3, 5, 7], [8]]
+    assert [reading.text for reading in readings] == ["good" if own is LOOP else _text(GOOD) for own in texts]
 
 
 def test_what_loops_whatever_is_tried_is_cut_to_one_copy_and_says_so() -> None:

@@ -11,9 +11,10 @@ from tiny_fastslm import WIDTH, MakeCheckpoint, noise
 from fastslm.errors import OptionError
 from fastslm.loading import load
 from fastslm.longform import transcription
-from fastslm.longform.generation import PLAIN, Decoding
+from fastslm.longform.generation import PLAIN, WATCHED, Decoding
 from fastslm.longform.memory import SpeechMemory
 from fastslm.longform.readers import CTCReader, LLMReader, Method, Reading
+from fastslm.longform.repetition import RETRIES
 from fastslm.longform.transcription import Transcriber, TranscriptionOptions
 from fastslm.speech import FastSLM
 
@@ -82,6 +83,24 @@ class _Ears(CTCReader):
 
     def read(self, tokens: torch.Tensor, *arguments: Any, **options: Any) -> list[Reading]:
         return [Reading("x" if window[0, 0] else "") for window in tokens]
+
+
+def test_windows_are_read_so_many_together_and_those_that_loop_again_in_one_go(looping: FastSLM, monkeypatch) -> None:
+    numbers = [1.0] * 20
+    numbers[3] = numbers[12] = numbers[19] = 7
+    asked: list[tuple[int, Decoding]] = []
+    read = _Looping.read
+
+    def counted(self: Any, tokens: torch.Tensor, seconds: Any, budgets: Any, decoding: Decoding) -> list[Reading]:
+        asked.append((len(tokens), decoding))
+        return read(self, tokens, seconds, budgets, decoding)
+
+    monkeypatch.setattr(_Looping, "read", counted)
+    result = looping.transcribe(_numbers(looping, *numbers), reader="ctc", no_speech="read")
+    assert asked == [(8, WATCHED), (8, WATCHED), (4, WATCHED), *((3, decoding) for decoding in RETRIES)]
+    cut = [number == 7 for number in numbers]
+    assert [segment.finish_reason == "repetition" for segment in result.segments] == cut
+    assert sum("again and again" in warning for warning in result.warnings) == 3
 
 
 def test_a_window_in_which_no_letter_is_heard_is_not_read_unless_that_is_asked_for(looping, monkeypatch) -> None:

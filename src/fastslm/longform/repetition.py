@@ -32,20 +32,29 @@ def guarded(
     count: int,
     text_of: Callable[[Sequence[int]], str],
     repetition: Repetition,
+    together: int | None = None,
 ) -> list[Reading]:
     """Readings of which none is a loop; one that was none from the start is what `read` gave, untouched.
+
+    Those that loop are gathered from all of them before they are read again: a few cost hardly more than one.
 
     Args:
         read: reads the items of these numbers, with one way of decoding.
         count: of items, 0 to count - 1.
         text_of: the text of tokens.
+        together: items that are read at a time at most, the first time and again; by default all.
     """
+
+    def in_groups(items: Sequence[int], decoding: Decoding) -> list[Reading]:
+        size = together or max(1, len(items))
+        return [own for start in range(0, len(items), size) for own in read(items[start : start + size], decoding)]
+
     if repetition == "keep":
-        return read(range(count), PLAIN)
-    readings = read(range(count), WATCHED)
+        return in_groups(range(count), PLAIN)
+    readings = in_groups(range(count), WATCHED)
     looping = [index for index, reading in enumerate(readings) if repeated(reading.ids).any()]
     for attempt, decoding in enumerate(RETRIES if repetition == "retry" else (), 2):
-        again = read(looping, decoding) if looping else []
+        again = in_groups(looping, decoding)
         for index, reading in zip(list(looping), again, strict=True):
             readings[index] = replace(readings[index], attempts=attempt)
             if reading.finish_reason == "stop" and not repeated(reading.ids).any():

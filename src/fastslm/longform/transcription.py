@@ -201,23 +201,20 @@ class Transcriber:
 
     def _read(
         self, reader: WindowReader, windows: list[tuple[torch.Tensor, float]], options: TranscriptionOptions
-    ) -> Iterator[Reading]:
-        together = self._together(reader)
+    ) -> list[Reading]:
         own_options: dict[str, Any] = {}
         if isinstance(reader, WhisperDecoderReader):
             own_options["no_speech"] = options.no_speech
-        for start in range(0, len(windows), together):
-            group = windows[start : start + together]
 
-            def read(rows: Sequence[int], decoding: Decoding, group=group) -> list[Reading]:
-                seconds = [group[row][1] for row in rows]
-                budgets = [options.max_new_tokens or token_budget(own) for own in seconds]
-                tokens = torch.stack([group[row][0] for row in rows])
-                return reader.read(tokens, seconds, budgets, decoding, **own_options)
+        def read(rows: Sequence[int], decoding: Decoding) -> list[Reading]:
+            seconds = [windows[row][1] for row in rows]
+            budgets = [options.max_new_tokens or token_budget(own) for own in seconds]
+            tokens = torch.stack([windows[row][0] for row in rows])
+            return reader.read(tokens, seconds, budgets, decoding, **own_options)
 
-            # What writes no tokens has no loops.
-            guard = options.repetition if reader.writes_tokens else "keep"
-            yield from guarded(read, len(group), reader.text_of, guard)
+        # What writes no tokens has no loops.
+        guard = options.repetition if reader.writes_tokens else "keep"
+        return guarded(read, len(windows), reader.text_of, guard, self._together(reader))
 
     def _by_context(self, reader: WindowReader, memory: SpeechMemory, options: TranscriptionOptions) -> list[Reading]:
         assert isinstance(reader, LLMReader)
