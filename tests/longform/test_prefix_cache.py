@@ -1,12 +1,13 @@
 """Recordings kept as the language model remembers them."""
 
+import resource
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_fastslm import MakeCheckpoint, noise
 
-from fastslm.errors import CheckpointError
+from fastslm.errors import CheckpointError, FastSLMError
 from fastslm.loading import load
 from fastslm.longform.generation import prompt_ids
 from fastslm.longform.prefix_cache import GROWTH, GrowingLayer, Prefix, PrefixCache, load_prefix, prefill, save_prefix
@@ -86,6 +87,19 @@ def test_a_prefix_of_another_model_recording_or_damaged_is_refused(tiny: FastSLM
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(CheckpointError, match="damaged"):
         load_prefix(file, DIGEST, "me", tiny.model)
+
+
+def test_a_full_disk_is_a_sentence_and_no_file(tiny: FastSLM, tmp_path: Path) -> None:
+    """A real limit: the kernel refuses to write beyond 1 kB."""
+    prefix = _prefix(tiny, 1)[0]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(FastSLMError, match="a.kv cannot be written .*File too large"):
+            save_prefix(prefix, tmp_path / "a.kv", "me")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_model_does_not_take_a_prefix_file(tiny: FastSLM, make_checkpoint: MakeCheckpoint, tmp_path) -> None:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from fastslm.errors import CheckpointError
+from fastslm.errors import CheckpointError, FastSLMError
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.writing import beside
 
@@ -160,7 +160,12 @@ def save_prefix(prefix: Prefix, path: str | os.PathLike, model_fingerprint: str)
         tensors[f"values.{index}"] = layer.values.cpu().contiguous()
     metadata = {"format": FORMAT, "version": str(VERSION), "model": model_fingerprint, "digest": prefix.digest}
     with beside(path) as scratch:
-        save_file(tensors, scratch, metadata=metadata)
+        try:
+            save_file(tensors, scratch, metadata=metadata)
+        except SafetensorError as error:  # it has words for the system's error, but not its number
+            raise FastSLMError(
+                f"{os.fspath(path)} cannot be written ({error}): choose another place, or free some room."
+            ) from error
     return Path(path)
 
 
@@ -194,7 +199,7 @@ def load_prefix(
                 keys, values = (file.get_tensor(f"{kind}.{index}").to(model.device) for kind in ("keys", "values"))
                 cache.update(keys, values, index)
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise CheckpointError(f"{name} is no kept prefix, or it is damaged ({error}): remove it.") from error
+        raise CheckpointError(f"{name} is no kept prefix, or it is damaged ({error}): name another file, or remove it.") from error
     cache.holds_speech = True  # as `forward` marks it: LoRA stays on
     return Prefix(digest, cache.get_seq_length(), cache)
 
