@@ -96,7 +96,7 @@ def test_windows_are_read_so_many_together_and_those_that_loop_again_in_one_go(l
         return read(self, tokens, seconds, budgets, decoding)
 
     monkeypatch.setattr(_Looping, "read", counted)
-    result = looping.transcribe(_numbers(looping, *numbers), reader="ctc", no_speech="read")
+    result = _transcribe(looping, _numbers(looping, *numbers), reader="ctc", no_speech="read")
     assert asked == [(8, WATCHED), (8, WATCHED), (4, WATCHED), *((3, decoding) for decoding in RETRIES)]
     cut = [number == 7 for number in numbers]
     assert [segment.finish_reason == "repetition" for segment in result.segments] == cut
