@@ -9,7 +9,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -28,7 +27,9 @@ from fastslm.longform.memory import MemoryFacts, SpeechMemory
 from fastslm.longform.results import Progress
 from fastslm.longform.resumption import KeptGroups
 from fastslm.longform.workers import Task, Workers, worker_count
+from fastslm.model.hfq_former import HFQFormer
 from fastslm.model.modeling import FastSLMForConditionalGeneration
+from fastslm.model.narrow_copy import narrow_copy
 
 # Windows that pass the model together. Fixed, so that memory and results do not depend on the recording.
 GROUP_WINDOWS = 2
@@ -98,6 +99,14 @@ class _Window:
     audio_digest: bytes
 
 
+@dataclass(frozen=True)
+class _Narrow:
+    """What windows pass on their way, in a narrower type than the model's."""
+
+    encoder: Any
+    hfq_former: HFQFormer
+
+
 class WindowEncoder:
     """Encodes recordings with one model.
 
@@ -122,8 +131,8 @@ class WindowEncoder:
         self.workers = workers
         self.dtype = None if dtype is model.dtype else dtype
         self._fingerprint: str | None = None
-        self._frozen: Any = None
-        self._freezing = Lock()
+        self._copies: _Narrow | None = None
+        self._copying = Lock()
 
     @property
     def fingerprint(self) -> str:
@@ -335,26 +344,27 @@ class WindowEncoder:
     @torch.inference_mode()
     def frames(self, features: torch.Tensor) -> torch.Tensor:
         """Whisper's frozen encoder: log-mel windows (windows, mel bins, 3000) → frames (windows, 1500, hidden)."""
-        encoder = self._frozen_encoder
+        encoder = self.model.encoder if self.dtype is None else self._narrow.encoder
         weight = encoder.conv1.weight
         return encoder(features.to(weight.device, weight.dtype)).last_hidden_state
 
     @torch.inference_mode()
     def fold(self, frames: torch.Tensor) -> torch.Tensor:
         """The HFQ-Former: frames (windows, 1500, hidden) → tokens (windows, 50, hidden)."""
-        with torch.autocast(frames.device.type, self.dtype, enabled=self.dtype is not None):
+        if self.dtype is None:
             return self.model.get_speech_tokens(encoder_frames=frames)
+        with torch.autocast(frames.device.type, self.dtype):
+            return self._narrow.hfq_former(frames.float())
 
     @property
-    def _frozen_encoder(self) -> Any:
-        """The model's, or a copy in `dtype`: autocast would round its weights again for every group."""
-        if self.dtype is None:
-            return self.model.encoder
-        with self._freezing:
-            if self._frozen is None:
-                copy: Any = deepcopy(self.model.encoder)  # transformers' mixins hide `to` from type checkers
-                self._frozen = copy.to(self.dtype)
-            return self._frozen
+    def _narrow(self) -> "_Narrow":
+        """Copies in `dtype`: autocast would round their weights again for every group."""
+        assert self.dtype is not None
+        with self._copying:
+            if self._copies is None:
+                encoder: Any = narrow_copy(self.model.encoder, self.dtype)  # transformers hides `to` from type checkers
+                self._copies = _Narrow(encoder.to(self.dtype), narrow_copy(self.model.hfq_former, self.dtype))
+            return self._copies
 
     def _stamp(self, cuts: Cuts) -> dict[str, object]:
         """All that decides, to the last bit, what a recording's tokens are."""
