@@ -198,6 +198,28 @@ def test_local_attention_equals_dense_attention_with_a_mask(queries, span, with_
     torch.testing.assert_close(local, dense, atol=1e-5, rtol=1e-5)
 
 
+def test_scales_that_are_one_without_gradients_are_no_further_from_the_truth_than_scales_apart():
+    torch.manual_seed(1)
+    config = HFQFormerConfig(**SMALL)
+    attention, query, key_time = Attention(config), torch.randn(2, 7, 32), torch.randn(84, 32)
+    scales = [torch.randn(2, n, 32) for n in (48, 24, 12)]
+
+    def local(dtype: torch.dtype) -> tuple[int, torch.Tensor]:
+        frames = SlotFrames([x.to(dtype) for x in scales], 7, 1, None, key_time)
+        with torch.no_grad():
+            return len(frames.scales), local_cross_attention(attention.to(dtype), query.to(dtype), frames).float()
+
+    # In float32 they stay apart: its sums keep their order.
+    parts, exact = local(torch.float32)
+    with torch.no_grad():
+        assert local(torch.float32)[0] == parts == 3
+        one, together = local(torch.bfloat16)
+    three, apart = local(torch.bfloat16)
+    assert (one, three) == (1, 3)
+    # On average, and up to chance.
+    assert (together - exact).abs().mean() <= 1.1 * (apart - exact).abs().mean()
+
+
 @pytest.mark.parametrize("span", [0, 1, 3])
 def test_neighbourhoods_hold_exactly_the_visible_keys(span):
     lengths = (48, 24, 12)

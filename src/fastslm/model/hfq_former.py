@@ -19,7 +19,7 @@ from torch import nn
 
 from fastslm.model.configuration import HFQFormerConfig
 from fastslm.model.local_attention import SlotFrames, local_cross_attention
-from fastslm.model.positions import sinusoids, sinusoids_at, slot_middles, visible_keys
+from fastslm.model.positions import sinusoids, slot_and_key_times, visible_keys
 
 
 def attend(
@@ -195,9 +195,4 @@ class HFQFormer(nn.Module):
         Time is counted in frames of the encoder (50 a second); frame j of a scale halved s times is at 2^s · j.
         """
         config = self.config
-        middles = slot_middles(config.final_tokens, config.window_frames)
-        times = torch.cat([torch.arange(n) * (config.window_frames // n) for n in config.scale_lengths])
-        return (
-            sinusoids_at(middles, config.hidden_size).to(device),
-            sinusoids_at(times, config.hidden_size).to(device),
-        )
+        return slot_and_key_times(config.final_tokens, config.scale_lengths, config.hidden_size, device)

@@ -4,6 +4,7 @@ The projections of keys and values are moved to the other side of the products, 
 token's neighbourhood is some 150 frames of 2625, and projecting the one query is far cheaper than projecting them all.
 """
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
 class SlotFrames:
     """The frames that each token may see, gathered once for all blocks, scale by scale.
 
-    The scales stay apart because the first one comes from the frozen encoder: no gradient has to be carried to it.
+    With gradients the scales stay apart, because the first one comes from the frozen encoder: no gradient has to be
+    carried to it. Without, those of a half precision are one: it takes fewer products, and no sum of parts is rounded.
 
     Attributes:
-        scales: three of (batch, tokens, neighbours, hidden)
+        scales: three of (batch, tokens, neighbours, hidden), or one of all neighbours
         real: (tokens, neighbours of all scales) of bool; the others fill up
         query_time: (tokens, hidden) or `None`
         key_time: (tokens, neighbours of all scales, hidden) or `None`
@@ -39,15 +41,30 @@ class SlotFrames:
         indices, self.real = neighbourhoods(tokens, lengths, span, scales[0].device)
         device = scales[0].device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else scales[-1].dtype
+        if not torch.is_grad_enabled() and dtype.itemsize < 4:
+            scales, indices = [torch.cat([x.to(dtype) for x in scales], dim=1)], [_in_one_sequence(indices, lengths)]
         self.scales = [
             x.to(dtype).index_select(1, i.flatten()).unflatten(1, i.shape) for x, i in zip(scales, indices, strict=True)
         ]
         self.sizes = [i.shape[1] for i in indices]
-        self.query_time, self.key_time = query_time, None
-        if key_time is not None:
-            starts = [sum(lengths[:n]) for n in range(len(lengths))]
-            nearby = [key_time[i + s] for i, s in zip(indices, starts, strict=True)]
-            self.key_time = torch.cat(nearby, dim=1).to(dtype)
+        self.query_time = query_time
+        self.key_time = None if key_time is None else _nearby(key_time, tokens, lengths, span, dtype)
+
+
+def _in_one_sequence(indices: list[torch.Tensor], lengths: tuple[int, ...]) -> torch.Tensor:
+    """Per sequence (tokens, neighbours), to be found where the sequences stand one after another."""
+    return torch.cat([i + sum(lengths[:n]) for n, i in enumerate(indices)], dim=1)
+
+
+@functools.lru_cache(maxsize=4)
+@torch.no_grad()
+def _nearby(
+    key_time: torch.Tensor, tokens: int, lengths: tuple[int, ...], span: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """The times of each token's neighbours, (tokens, neighbours, hidden); they are the same for every recording."""
+    indices, _ = neighbourhoods(tokens, lengths, span, key_time.device)
+    with torch.inference_mode(False):
+        return key_time[_in_one_sequence(indices, lengths)].to(dtype)
 
 
 def local_cross_attention(attention: "Attention", query: torch.Tensor, frames: SlotFrames) -> torch.Tensor:
@@ -73,7 +90,8 @@ def local_cross_attention(attention: "Attention", query: torch.Tensor, frames: S
     scores = scores.float() / math.sqrt(head_size)
     weights = scores.masked_fill(~frames.real[:, None, :], float("-inf")).softmax(-1).to(asked.dtype)
     parts = weights.split(frames.sizes, dim=-1)
-    seen = torch.stack([part @ scale for part, scale in zip(parts, frames.scales, strict=True)]).sum(0)
+    seen = [part @ scale for part, scale in zip(parts, frames.scales, strict=True)]
+    seen = torch.stack(seen).sum(0) if len(seen) > 1 else seen[0]
     value_weight = attention.v_proj.weight.unflatten(0, (heads, head_size)).to(seen.dtype)
     value = torch.einsum("bthc,hdc->bthd", seen, value_weight).flatten(2)
     return attention.out_proj(value + attention.v_proj.bias.to(value.dtype))

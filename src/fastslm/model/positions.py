@@ -43,6 +43,22 @@ def key_slots(slots: int, length: int) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=64)
+def slot_and_key_times(
+    slots: int, lengths: tuple[int, ...], channels: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sinusoids of each slot's middle, (slots, channels), and of every key's time, (keys, channels). float32
+
+    Args:
+        lengths: the sequences that stand one after another among the keys, each covering the whole window. Time is
+            counted in keys of the first: key j of one that is f times as short is at f · j.
+    """
+    with torch.inference_mode(False):
+        times = torch.cat([torch.arange(length) * (lengths[0] // length) for length in lengths])
+        middles = slot_middles(slots, lengths[0])
+        return sinusoids_at(middles, channels).to(device), sinusoids_at(times, channels).to(device)
+
+
+@functools.lru_cache(maxsize=64)
 def visible_keys(queries: int, lengths: tuple[int, ...], span: int | None, device: torch.device) -> torch.Tensor | None:
     """Which keys each query may see: those of its own slot and of `span` slots on each side (ours).
 
