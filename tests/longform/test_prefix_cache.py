@@ -95,7 +95,7 @@ def test_a_full_disk_is_a_sentence_and_no_file(tiny: FastSLM, tmp_path: Path) ->
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(FastSLMError, match="a.kv cannot be written .*File too large"):
+        with pytest.raises(FastSLMError, match=r"a\.kv cannot be written .*File too large"):
             save_prefix(prefix, tmp_path / "a.kv", "me")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

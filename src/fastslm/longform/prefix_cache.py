@@ -199,7 +199,9 @@ def load_prefix(
                 keys, values = (file.get_tensor(f"{kind}.{index}").to(model.device) for kind in ("keys", "values"))
                 cache.update(keys, values, index)
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise CheckpointError(f"{name} is no kept prefix, or it is damaged ({error}): name another file, or remove it.") from error
+        raise CheckpointError(
+            f"{name} is no kept prefix, or it is damaged ({error}): name another file, or remove it."
+        ) from error
     cache.holds_speech = True  # as `forward` marks it: LoRA stays on
     return Prefix(digest, cache.get_seq_length(), cache)
 
