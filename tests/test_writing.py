@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastslm.errors import FastSLMError
-from fastslm.writing import beside, write_text
+from fastslm.writing import beside, require_place, write_text
 
 
 def test_what_fails_leaves_the_file_of_before_and_nothing_else(tmp_path: Path) -> None:
@@ -33,6 +33,17 @@ def test_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
 def test_a_missing_folder_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(FastSLMError, match="cannot be written"):
         write_text(tmp_path / "none" / "a.txt", "x")
+
+
+def test_a_place_is_looked_for_before_the_work_and_nothing_is_left_there(tmp_path: Path) -> None:
+    kept = write_text(tmp_path / "a.txt", "before")
+    require_place(kept)
+    require_place(tmp_path / "b.txt")
+    assert list(tmp_path.iterdir()) == [kept]
+    assert kept.read_text() == "before"
+    for bad in (tmp_path, tmp_path / "none" / "a.txt", kept / "a.txt"):
+        with pytest.raises(FastSLMError, match=r"name one|choose another place"):
+            require_place(bad)
 
 
 def test_the_file_has_the_users_ordinary_permissions(tmp_path: Path) -> None:

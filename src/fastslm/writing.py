@@ -34,6 +34,24 @@ def beside(path: str | os.PathLike) -> Iterator[Path]:
             scratch.unlink(missing_ok=True)
 
 
+def require_place(path: str | os.PathLike) -> None:
+    """Make sure, before work that takes long, that there is a place for its result. Nothing is left there.
+
+    Raises:
+        FastSLMError: `path` is a folder, or its own is missing or not writable.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise FastSLMError(f"{target} is a folder, and a file is to be written: name one.")
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise FastSLMError(
+            f"{target} cannot be written ({error.strerror or error}): choose another place, or free some room."
+        ) from error
+
+
 def write_text(path: str | os.PathLike, text: str) -> Path:
     """Write a text file, whole or not at all.
 

@@ -153,3 +153,11 @@ def test_what_is_at_fault_is_one_sentence_and_nothing_is_written(
 def test_a_folder_that_is_not_there_is_one_sentence(manifest: Path, tmp_path: Path, capsys: Any) -> None:
     assert data("synthesize", manifest, tmp_path / "none" / "out.jsonl") == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_labels_that_have_no_place_are_refused_before_anything_is_heard(
+    manifest: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastslm.evaluation.baselines.load_whisper", lambda *_: pytest.fail("it was loaded"))
+    assert data("label", manifest, tmp_path / "none" / "out.jsonl") == 2
+    assert "choose another place" in capsys.readouterr().err

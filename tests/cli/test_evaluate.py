@@ -90,6 +90,24 @@ def test_a_clip_without_text_is_refused_before_the_model_is_loaded(manifest: Pat
     assert "line 4: x has no text" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("none/predictions.jsonl", "choose another place"),
+        (".", "is a folder"),
+        ("test.jsonl", "would be written over"),
+    ],
+)
+def test_predictions_that_have_no_place_are_refused_before_the_model_is_loaded(
+    manifest: Path, capsys, name: str, words: str
+) -> None:
+    before = manifest.read_bytes()
+    place = str(manifest.parent / name)
+    assert run(["evaluate", "asr", "--manifest", str(manifest), "--model", "nothing", "--predictions", place]) == 2
+    assert words in capsys.readouterr().err
+    assert manifest.read_bytes() == before
+
+
 def test_a_missing_manifest_is_one_sentence(capsys) -> None:
     assert run(["evaluate", "asr", "--manifest", "none.jsonl"]) == 2
     assert "there is no such manifest" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fastslm.cli.files import progress_bar
-from fastslm.cli.options import Device, DType
+from fastslm.cli.options import Device, DType, refuse_overwriting
 from fastslm.errors import OptionError
 
 app = typer.Typer(no_args_is_help=True, help="Training data: validate, import, compose, label, synthesize, mix.")
@@ -120,7 +120,7 @@ def compose(
     from fastslm.data.composition import Composing, compose, minutes_range
     from fastslm.data.manifest import read_manifest, write_manifest
 
-    _refuse_overwriting(out, [manifest, *([needles] if needles else [])])
+    refuse_overwriting(out, [manifest, *([needles] if needles else [])])
     composing = Composing(by, minutes_range(minutes), count, seed)
     clips = read_manifest(manifest)
     hidden = read_manifest(needles) if needles is not None else []
@@ -163,7 +163,7 @@ def synthesize(
     as_json: AsJson = False,
 ) -> None:
     """Make tasks with their answers of what a manifest knows of its clips, or, with --tts, clips of text."""
-    _refuse_overwriting(out, [manifest])
+    refuse_overwriting(out, [manifest])
     if tts:
         if tasks is not None or questions is not None:
             raise OptionError("Tasks and questions are made of clips, and --tts only speaks text: leave them out.")
@@ -200,11 +200,13 @@ def label(
     as_json: AsJson = False,
 ) -> None:
     """Give texts the case and marks that Whisper hears, and clips without text what it hears in them (pseudo)."""
-    _refuse_overwriting(out, [manifest])
+    refuse_overwriting(out, [manifest])
     from fastslm.data.manifest import read_manifest
     from fastslm.evaluation.baselines import load_whisper
     from fastslm.training.labels import label_clips, write_labelled
+    from fastslm.writing import require_place
 
+    require_place(out)
     clips = read_manifest(manifest)
     with progress_bar(manifest.name) as show:
         count = len(clips)
@@ -239,7 +241,7 @@ def mix(
     from fastslm.data.mixture import Source, mix
 
     named = [Source.named(text) for text in sources]
-    _refuse_overwriting(out, [source.path for source in named])
+    refuse_overwriting(out, [source.path for source in named])
     rows = mix(named, out.resolve().parent, count, seed, epoch)
     write_manifest(out, rows)
     shares: dict[str, int] = {}
@@ -266,11 +268,6 @@ def _speak(text: Path, out: Path, seed: int, as_json: bool) -> None:
     report["speech_seconds_a_second"] = round(seconds / took, 1)
     said = f"{out}: {len(writer.rows)} clips, {seconds / 3600:.2f} hours, {seconds / took:.0f} s of speech a second"
     _say(report, said, as_json)
-
-
-def _refuse_overwriting(out: Path, read: list[Path]) -> None:
-    if any(path.resolve() == out.resolve() for path in read):
-        raise OptionError(f"{out} is read and would be written over: choose another name for what is written.")
 
 
 def _say(report: dict[str, Any], sentence: str, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastslm.cli.files import load_quietly, progress_bar
-from fastslm.cli.options import Device, DType, Model, Reader
+from fastslm.cli.options import Device, DType, Model, Reader, refuse_overwriting
 from fastslm.errors import OptionError
 
 if TYPE_CHECKING:
@@ -186,13 +186,17 @@ def _measure(
     reader: str = "auto",
     max_new_tokens: int | None = None,
 ) -> None:
-    """Run a suite and print its report. The manifest's faults come before the model is loaded."""
+    """Run a suite and print its report. What is wrong with the files is said before the model is loaded."""
     from fastslm.evaluation.suite import evaluate, read_requests
     from fastslm.evaluation.systems import system_named
+    from fastslm.writing import require_place
 
     system_named(system, suite.task)
     if system != "fastslm" and (reader != "auto" or model != DEFAULT_MODEL):
         raise OptionError("--model and --reader belong to the system fastslm: leave them out.")
+    if predictions is not None:
+        refuse_overwriting(predictions, [manifest])
+        require_place(predictions)
     requests = read_requests(suite, manifest, limit)
     chosen = _system(system, model, device, dtype, reader, max_new_tokens)
     count = len(requests)

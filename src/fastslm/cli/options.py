@@ -15,6 +15,12 @@ def path_named(text: str | Path) -> Path:
     return Path(text)
 
 
+def refuse_overwriting(out: Path, read: list[Path]) -> None:
+    """Raise if a result would take the place of what it is made of."""
+    if any(path.resolve() == out.resolve() for path in read):
+        raise OptionError(f"{out} is read and would be written over: choose another name for what is written.")
+
+
 Files = Annotated[
     list[Path],
     typer.Argument(
