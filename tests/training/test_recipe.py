@@ -46,6 +46,7 @@ def test_an_unknown_key_is_named_beside_the_nearest_known_one(
     ("path", "value", "said"),
     [
         ("phases.0.rates.hfq_other", -0.1, r"phases\.0\.rates\.hfq_other is -0\.1: input should be greater"),
+        ("phases.0.rates.hfq_other", float("inf"), r"phases\.0\.rates\.hfq_other is inf: input should be a finite"),
         ("phases.0.rates", {}, "every learning rate is 0"),
         ("phases.0.rates", {"hfq_other": 0.1, "lora": 0.1}, "objective tied does not train lora"),
         ("phases.0.ctc_weight", 0.2, "ctc_weight does nothing for objective tied"),
@@ -53,6 +54,7 @@ def test_an_unknown_key_is_named_beside_the_nearest_known_one(
         ("phases", [], "phases is"),
         ("seed", -1, "seed is -1"),
         ("data.packing", {"gap": [-1.0, 0.5]}, r"data\.packing: .*gap is \[-1\.0, 0\.5\]"),
+        ("data.packing", {"gap": [0.0, float("inf")]}, r"data\.packing\.gap\.1 is inf: input should be a finite"),
         ("model.ctc", None, "model.ctc is null"),
         ("model.hfq", {"stage_tokens": [80, 80]}, r"model\.hfq\.stage_tokens\.2 is missing"),
     ],
@@ -77,6 +79,16 @@ def test_several_faults_come_in_one_message(recipe_content: dict[str, Any]) -> N
         check_recipe(content, "r.yaml")
     assert all(part in str(caught.value) for part in ("sede", "threads is 0", "model.encoder is 3"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_fault_inside_a_list_is_the_only_one_that_is_told(recipe_content: dict[str, Any]) -> None:
+    phase = set_in(set_in(recipe_content, "phases", recipe_content["phases"][:1]), "phases.0.rates.hfq_other", -1)
+    source = set_in(recipe_content, "data.train.0.shares", 1)
+    for content in (phase, source):
+        with pytest.raises(RecipeError) as caught:
+            check_recipe(content, "r.yaml")
+        assert "at least 1 item" not in str(caught.value)
+        assert len(str(caught.value)) < 150
 
 
 def test_all_missing_manifests_are_named_at_once(recipe_content: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ _ENCODERS: dict[str, tuple[str, str, int, tuple[int, ...]]] = {
 class Augmentation(pydantic.BaseModel):
     """What may be done to a recording. Every share is of recordings, every range is drawn from evenly."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     # A recording is played at one of these speeds (pitch moves with it).
     speeds: tuple[float, ...] = (1.0,)
     # Share in a room, whose sound falls by 60 dB in so many seconds, so many dB below the direct sound.

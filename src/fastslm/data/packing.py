@@ -24,7 +24,7 @@ SECONDS_FREE_AT_END = 0.1
 class Packing(pydantic.BaseModel):
     """How windows are composed. Every share is of windows or clips, every range is drawn from evenly."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     # Seconds of silence between two clips of a window.
     gap: tuple[float, float] = (0.05, 0.6)
     # Share of windows that hold one to three clips and then nothing.

@@ -15,9 +15,9 @@ Positive = pydantic.Field(gt=0)
 
 
 class Section(pydantic.BaseModel):
-    """A part of a recipe: no unknown keys, nothing changes after the check."""
+    """A part of a recipe: no unknown keys, only finite numbers, nothing changes after the check."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class HFQRecipe(Section):
@@ -297,7 +297,7 @@ def check_recipe(content: dict[str, Any], where: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(content)
     except pydantic.ValidationError as error:
-        raise RecipeError(f"{where}: " + "; ".join(_sentence(fault) for fault in error.errors()) + ".") from None
+        raise RecipeError(f"{where}: " + "; ".join(map(_sentence, _own_faults(error))) + ".") from None
     missing = [str(m) for m in (*(t.path for t in recipe.data.train), recipe.data.validation) if not m.is_file()]
     tasks = [t.path for t in recipe.data.instructions]
     tasks += [recipe.data.instructions_validation] if recipe.data.instructions_validation else []
@@ -329,6 +329,13 @@ def _override(content: dict[str, Any], override: str) -> None:
             node[last] = yaml.safe_load(value)
     except (ValueError, IndexError, TypeError, yaml.YAMLError):
         raise RecipeError(f"--set {override!r}: this value cannot be set there; see the recipe's layout.") from None
+
+
+def _own_faults(error: pydantic.ValidationError) -> list[Any]:
+    """Pydantic's faults, but for one that it adds: a list whose items are at fault is not too short beside that."""
+    faults = error.errors()
+    inside = {fault["loc"][:end] for fault in faults for end in range(len(fault["loc"]))}
+    return [fault for fault in faults if fault["type"] != "too_short" or fault["loc"] not in inside]
 
 
 def _sentence(fault: Any) -> str:
