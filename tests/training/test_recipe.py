@@ -1,6 +1,7 @@
 """Recipes: every fault is said at once, in words that name the remedy."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import yaml
 
 from fastslm.errors import RecipeError
 from fastslm.training import recipe as recipes
-from fastslm.training.recipe import Recipe, check_recipe, load_recipe
+from fastslm.training.recipe import ModelRecipe, Recipe, check_recipe, load_recipe
+from fastslm.training.stages import own_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -151,6 +153,23 @@ def test_every_training_recipe_that_is_shipped_is_valid(monkeypatch: pytest.Monk
             assert isinstance(check_recipe(content, str(path)), Recipe)
             monkeypatch.undo()
             checked += 1
+    assert checked
+
+
+def test_a_shipped_recipe_that_goes_on_from_a_shipped_model_has_its_sizes() -> None:
+    checked = 0
+    for path in sorted((ROOT / "recipes").rglob("*.yaml")):
+        content = yaml.safe_load(path.read_text())
+        config = ROOT / str(content.get("start_from")) / "config.json"
+        if not config.is_file():
+            continue
+        model, shipped = ModelRecipe.model_validate(content["model"]), json.loads(config.read_text())
+        sized = {key: value for key, value in own_config(model).items() if key.startswith(("ctc_", "reader_", "lora_"))}
+        del sized["lora_dropout"]
+        assert sized == {key: shipped[key] for key in sized}
+        hfq = model.hfq.model_dump(mode="json")
+        assert hfq == {key: shipped["hfq_config"][key] for key in hfq}
+        checked += 1
     assert checked
 
 
