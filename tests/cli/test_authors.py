@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import shutil
 
 import pytest
@@ -91,6 +92,22 @@ def test_an_imported_checkpoint_is_a_folder_that_loads(parity, capsys, tmp_path)
     state = torch.load(case / "checkpoint.pt", weights_only=True)
     assert torch.equal(model.projector.weight, state["encoder.llm_proj.weight"])
     assert (model.config.lora_alpha, model.config.prompt_layout) == (8, "task_first")
+
+
+def test_a_place_that_cannot_hold_it_is_a_sentence_and_leaves_nothing(parity, capsys, tmp_path):
+    case, taken = parity / "small", tmp_path / "taken"
+    taken.touch()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for out, most in ((taken, before[0]), (tmp_path / "out", 1_000_000)):
+        # A real limit: the kernel refuses to write beyond it, as on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+        try:
+            status = run(["import-authors", str(case / "checkpoint.pt"), str(out), "--llm", str(case / "llm")])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert status == 2
+        assert re.fullmatch(rf"fastslm: {out} cannot be written .*\n", capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == [taken]
 
 
 def test_a_checkpoint_that_was_changed_differs(parity, capsys, tmp_path):

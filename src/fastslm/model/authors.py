@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, WhisperConfig, WhisperFeatureExtractor
 
-from fastslm.errors import CheckpointError
+from fastslm.errors import CheckpointError, FastSLMError
 from fastslm.model.configuration import LORA_TARGETS, FastSLMConfig, HFQFormerConfig
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.positions import sinusoids
@@ -121,15 +122,22 @@ def import_authors(
     Raises:
         CheckpointError: it cannot be read, or is not such a checkpoint, or does not fit the language model.
         WeightsError: the language model's description cannot be found or fetched.
+        FastSLMError: the folder cannot be written.
     """
     ours, model, processor = _prepare(read_state_dict(checkpoint), text_model, lora_alpha)
-    with written_beside(folder) as scratch:
-        model.config.architectures = [type(model).__name__]
-        model.config.save_pretrained(scratch)
-        model.generation_config.save_pretrained(scratch)  # type: ignore[union-attr]
-        processor.save_pretrained(scratch)
-        contiguous = {key: value.contiguous() for key, value in ours.items()}
-        save_torch_state_dict(contiguous, scratch, max_shard_size=SHARD_SIZE, metadata={"format": "pt"})
+    model.config.architectures = [type(model).__name__]
+    contiguous = {key: value.contiguous() for key, value in ours.items()}
+    try:
+        with written_beside(folder) as scratch:
+            model.config.save_pretrained(scratch)
+            model.generation_config.save_pretrained(scratch)  # type: ignore[union-attr]
+            processor.save_pretrained(scratch)
+            save_torch_state_dict(contiguous, scratch, max_shard_size=SHARD_SIZE, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FastSLMError(
+            f"{folder} cannot be written ({reason}): choose another place, or free some room."
+        ) from error
     return model.config
 
 
