@@ -145,6 +145,31 @@ def test_silence_is_measured_on_clips_without_text(tmp_path: Path, encode, tiny_
     assert report["by_label"]["rain"]["no_words_samples"] == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "key", "words"),
+    [
+        (0, "model", "line 1: there is no model"),
+        (0, "suite", "holds no predictions"),
+        (1, "text", "line 2: there is no text"),
+    ],
+)
+def test_predictions_that_lack_what_figures_need_are_one_sentence(
+    tmp_path: Path, capsys, line: int, key: str, words: str
+) -> None:
+    rows = [
+        {"suite": "asr", "model": "m", "reader": "r", "seconds": 1, "processing_seconds": 1, "real_time_factor": 1},
+        {"id": "0", "clip": "0.wav", "language": "en", "text": "a", "hypothesis": "a", "finish_reason": "stop"},
+    ]
+    whole, lacking = tmp_path / "whole.jsonl", tmp_path / "lacking.jsonl"
+    whole.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(["evaluate", "rescore", str(whole)]) == 0
+    del rows[line][key]
+    lacking.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for command in (["rescore", str(lacking)], ["compare", str(whole), str(lacking)]):
+        assert run(["evaluate", *command]) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_a_file_that_holds_no_predictions_is_one_sentence(manifest: Path, capsys) -> None:
     assert run(["evaluate", "rescore", str(manifest)]) == 2
     assert "holds no predictions" in capsys.readouterr().err

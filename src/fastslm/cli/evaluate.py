@@ -146,12 +146,10 @@ def rescore(
     as_json: AsJson = False,
 ) -> None:
     """The figures of predictions again, without the model."""
-    from fastslm.evaluation.predictions import Predictions
     from fastslm.evaluation.suite import report
-    from fastslm.evaluation.suites import suite_of
+    from fastslm.evaluation.suites import load_predictions
 
-    found = Predictions.load(predictions)
-    suite = suite_of(found.facts["suite"])
+    suite, found = load_predictions(predictions)
     _print(suite, report(suite, found), as_json)
 
 
@@ -163,11 +161,9 @@ def compare(
 ) -> None:
     """How much better the second of two systems is, by a paired bootstrap over the clips."""
     from fastslm.evaluation.compare import compare, summary
-    from fastslm.evaluation.predictions import Predictions
-    from fastslm.evaluation.suites import suite_of
+    from fastslm.evaluation.suites import load_predictions
 
-    own, other = Predictions.load(first), Predictions.load(second)
-    suite = suite_of(own.facts["suite"])
+    (suite, own), (_, other) = load_predictions(first), load_predictions(second)
     found = compare(suite, own, other)
     typer.echo(json.dumps(found, ensure_ascii=False) if as_json else summary(suite, found))
 

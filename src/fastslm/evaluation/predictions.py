@@ -1,6 +1,7 @@
 """Raw predictions as JSONL: a line about the run, then for each answer what was asked, is right, and was written."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from fastslm.errors import ManifestError
 from fastslm.writing import write_text
 
 NEEDED = ("id", "clip", "hypothesis", "finish_reason")
+# Of the run: what every report says.
+NEEDED_FACTS = ("model", "reader", "seconds", "processing_seconds", "real_time_factor")
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,19 @@ class Predictions:
                 raise ManifestError(
                     f"{path}, line {number}: this is not JSON ({error.msg}); write the predictions again."
                 ) from error
-        if len(found) < 2 or not isinstance(found[0], dict) or "suite" not in found[0]:
+        if len(found) < 2 or not isinstance(found[0], dict) or not isinstance(found[0].get("suite"), str):
             raise ManifestError(f"{path} holds no predictions of `fastslm evaluate`: name a file of --predictions.")
-        for number, row in enumerate(found[1:], 2):
-            if missing := [key for key in NEEDED if not isinstance(row, dict) or key not in row]:
+        predictions = cls(found[0], found[1:])
+        predictions.require(path, NEEDED)
+        return predictions
+
+    def require(self, path: Path, keys: Sequence[str], facts: Sequence[str] = ()) -> None:
+        """Make sure that every row has these keys, and the run's line these facts.
+
+        Raises:
+            ManifestError: one is missing; `path` and its line are named.
+        """
+        for number, row in enumerate((self.facts, *self.rows), 1):
+            needed = keys if number > 1 else facts
+            if missing := [key for key in needed if not isinstance(row, dict) or key not in row]:
                 raise ManifestError(f"{path}, line {number}: there is no {missing[0]}; write the predictions again.")
-        return cls(found[0], found[1:])

@@ -37,12 +37,14 @@ class Suite(ABC):
         name: what the command line calls it.
         task: of `fastslm.prompts.TASKS`, what systems are asked to do.
         titles: what a person calls each figure, and how it is written.
+        needs: keys of the rows that the figures are computed from, beside what was written.
         group_by: a key of the rows; every value of it gets figures of its own.
     """
 
     name: ClassVar[str]
     task: ClassVar[str]
     titles: ClassVar[dict[str, tuple[str, str]]]
+    needs: ClassVar[tuple[str, ...]]
     group_by: ClassVar[str | None] = None
 
     @abstractmethod

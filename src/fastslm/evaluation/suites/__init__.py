@@ -1,6 +1,9 @@
 """What is measured, one file a suite."""
 
+from pathlib import Path
+
 from fastslm.errors import ManifestError
+from fastslm.evaluation.predictions import NEEDED_FACTS, Predictions
 from fastslm.evaluation.suite import Suite
 from fastslm.evaluation.suites.asr import Recognition
 from fastslm.evaluation.suites.ast import Translation
@@ -22,3 +25,15 @@ def suite_of(name: str) -> Suite:
     if name not in SUITES:
         raise ManifestError(f"The predictions are of the suite {name!r}, which is none of {', '.join(SUITES)}.")
     return SUITES[name]
+
+
+def load_predictions(path: Path) -> tuple[Suite, Predictions]:
+    """Predictions that were written before, and the suite that they are of.
+
+    Raises:
+        ManifestError: there is no such file, or it lacks something that the figures are computed from.
+    """
+    found = Predictions.load(path)
+    suite = suite_of(found.facts["suite"])
+    found.require(path, suite.needs, NEEDED_FACTS)
+    return suite, found

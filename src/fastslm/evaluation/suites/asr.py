@@ -18,6 +18,7 @@ class Recognition(Suite):
 
     name = "asr"
     task = "transcribe"
+    needs = ("text", "language")
     titles = {"wer": ("words wrong (WER)", ".1%"), "cer": ("characters wrong (CER)", ".1%")}  # noqa: RUF012
 
     def rows(self, clip: Clip) -> list[Row]:

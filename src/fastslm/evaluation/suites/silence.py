@@ -19,6 +19,7 @@ class Silence(Suite):
 
     name = "silence"
     task = "transcribe"
+    needs = ("duration",)
     titles = {  # noqa: RUF012
         "no_words": ("clips without words", ".1%"),
         "words_per_minute": ("words a minute", ".2f"),

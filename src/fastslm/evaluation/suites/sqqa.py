@@ -31,6 +31,7 @@ class QuestionAnswering(Suite):
 
     name = "sqqa"
     task = "ask"
+    needs = ("answer", "language")
     titles = {  # noqa: RUF012
         "exact_match": ("exact answers", ".1%"),
         "token_f1": ("token F1", ".3f"),

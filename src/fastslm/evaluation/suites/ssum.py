@@ -23,6 +23,7 @@ class Summarization(Suite):
 
     name = "ssum"
     task = "summarize"
+    needs = ("summary", "language")
     titles = {"rouge_l": ("ROUGE-L", ".3f")}  # noqa: RUF012
     group_by = "kind"
 
