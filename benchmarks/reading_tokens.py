@@ -27,7 +27,7 @@ from torch import nn
 from fastslm.audio import WINDOW_SECONDS
 from fastslm.longform.timestamps import word_times
 from fastslm.model.ctc_head import ctc_text
-from fastslm.model.heard_words import FADING
+from fastslm.model.heard_words import FADING, fold
 from fastslm.model.lora import lora_parameters
 from fastslm.training.feature_cache import cache_validation_windows
 from fastslm.training.objectives import Batch
@@ -89,7 +89,7 @@ class Projection(nn.Module):
 
 
 class Posteriors(nn.Module):
-    """CTC over the language model's own tokens; a place holds their embeddings, weighted by how surely they are heard.
+    """CTC over the language model's own tokens; a place holds their embeddings, weighted by how likely each was said.
 
     One net for all steps of 0.1 s, since a word may begin anywhere in a token's 0.6 s. It reads what the CTC head does,
     and what that makes of it.
@@ -124,14 +124,23 @@ class Posteriors(nn.Module):
         return F.log_softmax(scores.float() + bias, -1)
 
     def forward(self, heard: Heard) -> torch.Tensor:
-        """(windows, 50, text hidden)"""
-        said = self.log_probs(heard).exp()[..., 1:]
-        # What goes on from one step to the next is said once.
-        new = said * (1 - F.pad(said, (0, 0, 1, 0))[:, :-1])
-        new = new.unflatten(1, (self.places, -1))
-        mass = new.sum(-1, keepdim=True)
-        before = mass.cumsum(2) - mass
-        return ((FADING**before * new).sum(2)) @ self.embeddings
+        """(windows, 50, text hidden): what CTC hears, one after another, shared out as `heard_words` does words."""
+        scores = self.log_probs(heard)
+        found = []
+        for window, path in zip(scores.exp(), scores.argmax(-1), strict=True):
+            kinds, lengths = torch.unique_consecutive(path, return_counts=True)
+            ends = lengths.cumsum(0).tolist()
+            spans = [
+                (end - n, end) for kind, n, end in zip(kinds.tolist(), lengths.tolist(), ends, strict=True) if kind
+            ]
+            # Not the likeliest alone: all that it may have been, as far as they are likely.
+            heards = [window[first:last, 1:].sum(0) for first, last in spans]
+            places = torch.zeros(self.places, window.shape[1] - 1)
+            for place, own in enumerate(fold(range(len(heards)), self.places)):
+                for order, index in enumerate(own):
+                    places[place] += FADING**order * heards[index] / heards[index].sum()
+            found.append(places)
+        return torch.stack(found) @ self.embeddings
 
 
 class Words(nn.Module):
@@ -148,7 +157,8 @@ class Words(nn.Module):
 class Experiment:
     """The model, its data, and what all ways share."""
 
-    def __init__(self, folder: Path, threads: int):
+    def __init__(self, folder: Path, threads: int, kept: Path | None = None):
+        self.kept = kept
         settings = [f"threads={threads}", f"start_from={folder}", "model.heard_words=true", "data.validation_clips=100"]
         self.recipe = load_recipe(RECIPE, settings)
         trainer = Trainer(self.recipe, quiet=True)
@@ -274,6 +284,12 @@ class Experiment:
                 print(f"  step {len(seen)}, {done:.0%}: {sum(seen[-20:]) / 20:.3f}", flush=True)
         return len(seen), sum(seen[-20:]) / len(seen[-20:])
 
+    def keep(self, name: str, way: nn.Module) -> None:
+        """Write what is trained into the folder that was given, if one was."""
+        if self.kept is not None:
+            self.kept.mkdir(parents=True, exist_ok=True)
+            torch.save({"way": way.state_dict(), "lora": self.lora, "kinds": self.kinds}, self.kept / f"{name}.pt")
+
     def reset(self) -> None:
         """The language model as the base model is."""
         with torch.no_grad():
@@ -382,6 +398,7 @@ def posteriors(lab: Experiment, minutes: float) -> tuple[nn.Module, dict[str, An
     print(f"  words wrong {greedy_wer(lab, way):.1%}", flush=True)
     steps, last = lab.train([way], lambda heard: posterior_ctc(lab, way, heard), minutes * 3 / 8, 1)
     steps += first
+    lab.keep("posteriors", way)
     facts = {"warm-up steps": steps, "warm-up loss": last, "warm-up wer": greedy_wer(lab, way)}
     return way, facts | through_llm(lab, way, [], minutes / 2)
 
@@ -478,9 +495,10 @@ def main() -> None:
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows", type=Path, default=ROWS)
+    parser.add_argument("--keep", type=Path, help="a folder for the trained weights")
     given = parser.parse_args()
     rows = [json.loads(line) for line in given.rows.read_text().splitlines()] if given.rows.exists() else []
-    lab = Experiment(given.model, given.threads)
+    lab = Experiment(given.model, given.threads, given.keep)
     for name in given.ways.split(","):
         if any(row["way"] == name and row["minutes"] == given.minutes for row in rows):
             continue
@@ -488,6 +506,7 @@ def main() -> None:
         lab.reset()
         torch.manual_seed(1)
         way, facts = WAYS[name](lab, given.minutes)
+        lab.keep(f"{name}-{given.minutes:g}", way)
         what = (WAYS[name].__doc__ or "").rstrip(".")
         row = {"way": name, "what": what[0].lower() + what[1:], "minutes": given.minutes} | facts | lab.measure(way)
         print(json.dumps(row), flush=True)
