@@ -176,3 +176,8 @@ def test_a_device_that_is_not_there_is_refused(tiny_checkpoint: Path, device: st
 def test_an_unknown_dtype_is_refused(tiny_checkpoint: Path) -> None:
     with pytest.raises(OptionError, match="no dtype 'int8'"):
         load(tiny_checkpoint, dtype="int8")
+
+
+def test_the_home_of_nobody_is_no_model() -> None:
+    with pytest.raises(CheckpointError, match="There is no model '~nobody-of-that-name/x'"):
+        load("~nobody-of-that-name/x")

@@ -103,7 +103,7 @@ def checkpoint_folder(name: str | os.PathLike) -> Path:
         CheckpointError: there is no such model; the nearest known name is given.
         WeightsError: it cannot be fetched.
     """
-    text, path = os.fspath(name), Path(name).expanduser()
+    text, path = os.fspath(name), Path(os.path.expanduser(name))
     if path.is_dir():
         return path
     if path.is_file():

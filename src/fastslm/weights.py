@@ -98,7 +98,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 def cache_dir() -> Path:
     """The folder for everything fetched: `$FASTSLM_CACHE`, else `fastslm` in `$XDG_CACHE_HOME` or `~/.cache`."""
     if chosen := os.environ.get("FASTSLM_CACHE"):
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))
     if user := os.environ.get("XDG_CACHE_HOME"):
         return Path(user) / "fastslm"
     return Path.home() / ".cache" / "fastslm"
@@ -137,7 +137,7 @@ def resolve(
     Raises:
         WeightsError: the name is unknown, or the weights cannot be fetched, checked or kept.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # which leaves an unknown ~user as it is
     if path.is_dir():
         return path
     text = os.fspath(name)
