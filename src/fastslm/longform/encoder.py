@@ -111,7 +111,8 @@ class WindowEncoder:
     """Encodes recordings with one model.
 
     Args:
-        model: in evaluation mode, on the device where it is to run.
+        model: in evaluation mode, on the device where it is to run; its weights stay as they are from the first
+            encoding on, of which they are copied where `dtype` is another than theirs.
         group_windows: windows that pass the model together.
         workers: groups that are computed side by side; `None` is what the device can best do.
         dtype: what encoder and HFQ-Former compute in, and of the tokens; `None` is the model's own. In float32 a

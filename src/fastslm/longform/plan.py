@@ -143,7 +143,7 @@ def plan(
     weights = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     if encoder_dtype not in (None, dtype):
         # Copies of their own.
-        for part in (model.encoder, None if model.reader is None else model.reader.decoder):
+        for part in (model.encoder, model.hfq_former, None if model.reader is None else model.reader.decoder):
             weights += sum(own.numel() for own in part.parameters()) * encoder_dtype.itemsize if part is not None else 0
     device = device or str(model.device)
     group_windows = group_windows or GROUP_WINDOWS * worker_count(torch.device(device))
