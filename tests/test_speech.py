@@ -207,6 +207,15 @@ def test_a_saved_memory_answers_as_its_recording_does(tiny: FastSLM, tmp_path: P
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_memory_reads_as_its_recording_cut_alike(tiny: FastSLM) -> None:
+    recording = noise(65)
+    recording[27 * 16_000 : 28 * 16_000] *= 0.01
+    fresh = tiny.transcribe(recording, reader="llm", max_new_tokens=8)
+    assert fresh.segments[0].end < 28
+    memory = tiny.encode(recording, cuts="quiet")
+    assert tiny.transcribe(memory, reader="llm", max_new_tokens=8).segments == fresh.segments
+
+
 def test_the_memory_of_another_model_is_refused(tiny: FastSLM, make_checkpoint: MakeCheckpoint) -> None:
     memory = load(make_checkpoint(seed=1), quiet=True).encode(noise(1))
     with pytest.raises(CheckpointError, match="made by another model"):

@@ -70,7 +70,10 @@ class FastSLM:
         partial: bool = False,
         on_progress: OnProgress | None = None,
     ) -> SpeechMemory:
-        """The recording as 50 tokens for each window: every task takes it in place of the audio, and answers the same.
+        """The recording as 50 tokens for each window: every task takes it in place of the audio.
+
+        It then answers as of the recording cut so: `translate`, `summarize` and `ask` have fixed cuts, `transcribe` has
+        quiet ones where its reader writes tokens, unless it is told otherwise.
 
         Args:
             sampling_rate: Hz, of an array.
@@ -180,7 +183,8 @@ class FastSLM:
     ) -> Iterator[LiveText]:
         """What is said in sound that is still coming: partial texts, and for each window a final one.
 
-        The final texts together are what `transcribe` gives for the same sound as a file. What is held is one window.
+        The final texts together are what `transcribe` gives for the same sound as a file, with the same `cuts`: by
+        default it cuts at pauses where its reader writes tokens, and a stream at each 30 s. What is held is one window.
 
         Args:
             chunks, cuts, sampling_rate, update_seconds: see `fastslm.longform.live.transcribe_stream`.
