@@ -21,7 +21,7 @@ class ChannelsLastConv1d(nn.Conv1d):
     """
 
     def __init__(self, conv: nn.Conv1d):
-        kernel, stride, padding = conv.kernel_size, conv.stride, cast(tuple[int], conv.padding)
+        (kernel,), (stride,), (padding,) = conv.kernel_size, conv.stride, cast(tuple[int], conv.padding)
         super().__init__(conv.in_channels, conv.out_channels, kernel, stride, padding, bias=conv.bias is not None)
         weight = conv.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last).squeeze(2)
         self.weight = nn.Parameter(weight, requires_grad=False)
