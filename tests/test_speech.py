@@ -216,6 +216,15 @@ def test_a_memory_reads_as_its_recording_cut_alike(tiny: FastSLM) -> None:
     assert tiny.transcribe(memory, reader="llm", max_new_tokens=8).segments == fresh.segments
 
 
+def test_a_prefix_file_may_be_named_by_a_string(tiny: FastSLM, tmp_path: Path) -> None:
+    name = str(tmp_path / "a.kv")
+    first = tiny.ask(noise(1), "Who?", max_new_tokens=2, prefix_file=name)
+    tiny.answerer.prefixes.clear()
+    second = tiny.ask(noise(1), "Who?", max_new_tokens=2, prefix_file=name)
+    assert (first.usage.cached_tokens, first.text) == (0, second.text)
+    assert second.usage.cached_tokens > 0
+
+
 def test_the_memory_of_another_model_is_refused(tiny: FastSLM, make_checkpoint: MakeCheckpoint) -> None:
     memory = load(make_checkpoint(seed=1), quiet=True).encode(noise(1))
     with pytest.raises(CheckpointError, match="made by another model"):

@@ -242,12 +242,13 @@ class FastSLM:
         cuts: Cuts | None = None,
         partial: bool = False,
         on_progress: OnProgress | None = None,
+        prefix_file: str | os.PathLike | None = None,
         **options: Any,
     ) -> Answer:
         started = monotonic()
         # Errors of the prompt and of the options come before the encoding, which may take long.
         self.processor.build_prompt(task, **prompt_options)
-        chosen = AnswerOptions(**options)
+        chosen = AnswerOptions(**options, prefix_file=None if prefix_file is None else Path(prefix_file))
         chosen.check(self.model)
         sources: Any = source if isinstance(source, list | tuple) else [source]
         for own in sources:
