@@ -354,8 +354,9 @@ class WindowEncoder:
         """The HFQ-Former: frames (windows, 1500, hidden) → tokens (windows, 50, hidden)."""
         if self.dtype is None:
             return self.model.get_speech_tokens(encoder_frames=frames)
+        former = self._narrow.hfq_former
         with torch.autocast(frames.device.type, self.dtype):
-            return self._narrow.hfq_former(frames.float())
+            return former(frames.to(former.compressor1.query.dtype))
 
     @property
     def _narrow(self) -> "_Narrow":

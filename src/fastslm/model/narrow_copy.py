@@ -1,6 +1,6 @@
 """Copies of frozen modules to compute in a narrower type: nothing is left to be cast, or laid out anew, for each group.
 
-Their products are, to the last bit, those of the same layers under autocast.
+They compute what the modules themselves do under autocast, up to the order in which a convolution sums.
 """
 
 from copy import deepcopy
@@ -37,7 +37,7 @@ class ChannelsLastConv1d(nn.Conv1d):
 def narrow_copy(module: Module, dtype: torch.dtype) -> Module:
     """A copy whose linear layers and convolutions have their weights in `dtype`; all other weights keep their own.
 
-    Autocast computes the same with the copy, and casts no weight. The module is left as it is.
+    Under autocast it computes what the module does, and no weight is cast. The module is left as it is.
     """
     copy = deepcopy(module).requires_grad_(False)
     for parent in list(copy.modules()):
