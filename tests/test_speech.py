@@ -207,13 +207,32 @@ def test_a_saved_memory_answers_as_its_recording_does(tiny: FastSLM, tmp_path: P
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_memory_reads_as_its_recording_cut_alike(tiny: FastSLM) -> None:
+def test_all_tasks_cut_a_recording_alike_at_pauses_where_the_transcript_is_written(
+    make_checkpoint: MakeCheckpoint,
+) -> None:
+    model = load(make_checkpoint(reader=True, transcript_reader="whisper"), dtype="float32", quiet=True)
     recording = noise(65)
     recording[27 * 16_000 : 28 * 16_000] *= 0.01
-    fresh = tiny.transcribe(recording, reader="llm", max_new_tokens=8)
-    assert fresh.segments[0].end < 28
-    memory = tiny.encode(recording, cuts="quiet")
-    assert tiny.transcribe(memory, reader="llm", max_new_tokens=8).segments == fresh.segments
+    memory = model.encode(recording)
+    assert 27 < memory.times[0, 1] < 28
+    for reader in ("auto", "ctc", "llm"):
+        options = {} if reader == "ctc" else {"max_new_tokens": 8}
+        fresh = model.transcribe(recording, reader=reader, **options)
+        assert model.transcribe(memory, reader=reader, **options).segments == fresh.segments
+        assert fresh.segments[0].end < 28
+    (many,) = model.transcribe_many([recording], max_new_tokens=8)
+    live = [text.segment.text for text in model.transcribe_stream([recording], max_new_tokens=8) if text.final]
+    assert many.text == model.transcribe(recording, max_new_tokens=8).text == " ".join(text for text in live if text)
+    answers = [model.ask(source, "Who?", max_new_tokens=8) for source in (recording, memory)]
+    assert answers[0].text == answers[1].text
+    assert [answer.usage.windows for answer in answers] == [len(memory.tokens)] * 2
+
+
+def test_a_model_whose_transcript_is_not_written_cuts_at_each_30_s(tiny: FastSLM) -> None:
+    recording = noise(65)
+    recording[27 * 16_000 : 28 * 16_000] *= 0.01
+    assert tiny.encode(recording).times[0, 1] == 30
+    assert tiny.transcribe(recording, reader="llm", max_new_tokens=8).segments[0].end == 30
 
 
 def test_a_prefix_file_may_be_named_by_a_string(tiny: FastSLM, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from fastslm.longform.fingerprint import model_fingerprint
 from fastslm.longform.live import UPDATE_SECONDS, LiveText, transcribe_stream
 from fastslm.longform.memory import SUFFIX, SpeechMemory
 from fastslm.longform.questions import Answerer, AnswerOptions
-from fastslm.longform.readers import READERS, Method, Reader
+from fastslm.longform.readers import Method, Reader, reader_named
 from fastslm.longform.repetition import Repetition
 from fastslm.longform.results import Answer, Transcript
 from fastslm.longform.transcription import NoSpeech, Transcriber, TranscriptionOptions
@@ -72,13 +72,12 @@ class FastSLM:
     ) -> SpeechMemory:
         """The recording as 50 tokens for each window: every task takes it in place of the audio.
 
-        It then answers as of the recording cut so: `translate`, `summarize` and `ask` have fixed cuts, `transcribe` has
-        quiet ones where its reader writes tokens, unless it is told otherwise.
+        It then answers as the recording does: all tasks cut one alike, unless they are told otherwise.
 
         Args:
             sampling_rate: Hz, of an array.
-            cuts: where windows end: `fixed` (default), every 30 s; `quiet`, at the quietest place within the last 5 s
-                of each 30, so that no word is split.
+            cuts: where windows end: `fixed`, every 30 s; `quiet`, at the quietest place within the last 5 s of each 30,
+                so that no word is split. By default `own_cuts` of the model.
             kept_at: a file for what is finished, from which a stopped encoding goes on; to be deleted afterwards.
             partial: of a recording that breaks off before its end, take what is there, and mark what is made of it.
             on_progress: told how far it is, from time to time.
@@ -95,7 +94,7 @@ class FastSLM:
             return self.encoder.encode(
                 source,
                 sampling_rate,
-                cuts=cuts or "fixed",
+                cuts=cuts or own_cuts(self.model),
                 kept_at=kept_at,
                 partial=partial,
                 on_progress=on_progress,
@@ -124,9 +123,7 @@ class FastSLM:
         Args:
             language, reader, max_new_tokens, method, context_windows, repetition, no_speech: those of
                 `TranscriptionOptions`.
-            cuts: as of `encode`, but where it is left open, a reader that writes tokens gets `quiet` ones: it loses
-                fewer words at them (docs/benchmarks.md).
-            sampling_rate, partial, on_progress: those of `encode`.
+            cuts, sampling_rate, partial, on_progress: those of `encode`.
 
         Raises:
             AudioError: the recording cannot be read.
@@ -136,8 +133,6 @@ class FastSLM:
         started = monotonic()
         options = TranscriptionOptions(language, reader, max_new_tokens, method, context_windows, repetition, no_speech)
         options = options.resolved(self.model)
-        if cuts is None and not _is_memory(source):
-            cuts = self._best_cuts(options)
         memory = self.encode(source, sampling_rate=sampling_rate, cuts=cuts, partial=partial, on_progress=on_progress)
         (transcript,) = self.transcriber.transcribe(iter([memory]), options, started)
         return transcript
@@ -162,32 +157,26 @@ class FastSLM:
         """
         options = TranscriptionOptions(language, reader, max_new_tokens, method, context_windows, repetition, no_speech)
         options = options.resolved(self.model)
-        chosen = cuts or self._best_cuts(options)
         named = ((name_of(own), own) for own in sources)
-        memories = self.encoder.encode_many(named, cuts=chosen, partial=partial)
+        memories = self.encoder.encode_many(named, cuts=cuts or own_cuts(self.model), partial=partial)
         yield from self.transcriber.transcribe(memories, options)
-
-    def _best_cuts(self, options: TranscriptionOptions) -> Cuts:
-        """Of resolved options: at pauses for a reader that writes tokens, where the log-mel allows it."""
-        writes = READERS[options.reader].writes_tokens
-        return "quiet" if writes and self.model.config.mel_mode == "window" else "fixed"
 
     def transcribe_stream(
         self,
         chunks: Iterable[np.ndarray | torch.Tensor],
         *,
         sampling_rate: float | None = None,
-        cuts: Cuts = "fixed",
+        cuts: Cuts | None = None,
         update_seconds: float = UPDATE_SECONDS,
         **options: Any,
     ) -> Iterator[LiveText]:
         """What is said in sound that is still coming: partial texts, and for each window a final one.
 
-        The final texts together are what `transcribe` gives for the same sound as a file, with the same `cuts`: by
-        default it cuts at pauses where its reader writes tokens, and a stream at each 30 s. What is held is one window.
+        The final texts together are what `transcribe` gives for the same sound as a file. What is held is one window.
 
         Args:
-            chunks, cuts, sampling_rate, update_seconds: see `fastslm.longform.live.transcribe_stream`.
+            chunks, sampling_rate, update_seconds: see `fastslm.longform.live.transcribe_stream`.
+            cuts: those of `encode`.
             options: those of `TranscriptionOptions`.
 
         Raises:
@@ -201,7 +190,7 @@ class FastSLM:
             chunks,
             chosen,
             sampling_rate=sampling_rate,
-            cuts=cuts,
+            cuts=cuts or own_cuts(self.model),
             update_seconds=update_seconds,
         )
 
@@ -258,6 +247,15 @@ class FastSLM:
             for own in sources
         ]
         return self.answerer.answer(memories, task, chosen, started, **prompt_options)
+
+
+def own_cuts(model: FastSLMForConditionalGeneration) -> Cuts:
+    """Where windows end unless it is said: at pauses for a model whose transcripts are written token by token.
+
+    Such a reader loses fewer words at them (docs/benchmarks.md). They need a log-mel of each window alone.
+    """
+    writes = reader_named("auto", model).writes_tokens
+    return "quiet" if writes and model.config.mel_mode == "window" else "fixed"
 
 
 def _is_memory(source: Source) -> bool:

@@ -50,7 +50,7 @@ Reader = Annotated[
 Cuts = Annotated[
     str | None,
     typer.Option(
-        help="Where windows end: fixed, every 30 s, or quiet, in a pause before; by default as the reader needs.",
+        help="Where windows end: fixed, every 30 s, or quiet, in a pause before; by default as the model needs.",
         show_default=False,
     ),
 ]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -29,11 +30,13 @@ def plan(
     from fastslm.longform.cuts import check_cuts
     from fastslm.longform.plan import empty_model
     from fastslm.longform.plan import plan as plan_of
+    from fastslm.speech import own_cuts
 
     chosen_device, device_reason = choose_device(device)
     chosen_dtype, dtype_reason = choose_dtype(dtype, chosen_device)
     empty = empty_model(checkpoint_folder(model))
-    check_cuts(cuts or "fixed", empty.config.mel_mode)
+    chosen_cuts: Any = cuts or own_cuts(empty)
+    check_cuts(chosen_cuts, empty.config.mel_mode)
     name = str(chosen_dtype).removeprefix("torch.")
     reasons = (f"{chosen_device}{device_reason}", f"{name}{dtype_reason}")
     encoder_dtype, encoder_reason = choose_encoder_dtype(dtype, chosen_device)
@@ -49,7 +52,7 @@ def plan(
             windows=windows,
             dtype=chosen_dtype,
             device=str(chosen_device),
-            cuts=cuts or "fixed",  # type: ignore[arg-type]
+            cuts=chosen_cuts,
             encoder_dtype=encoder_dtype,
             reasons=reasons,
         )

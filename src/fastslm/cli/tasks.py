@@ -277,7 +277,6 @@ def encode(
     """Keep what the model hears: FILE.fslm, which every task takes in place of the recording.
 
     What is finished of a long recording is kept in FILE.fslm.partial: stopped or killed, the same command goes on.
-    A memory for transcripts is best made with --cuts quiet, as transcribe cuts a recording.
     """
     from fastslm.longform import resumption
     from fastslm.longform.cuts import check_cuts
