@@ -29,6 +29,16 @@ def test_every_task_has_its_own_result(count: int) -> None:
         assert [task.result() for task in tasks] == [index**2 for index in range(20)]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_task_is_done_once_however_often_its_result_is_asked_for(count: int) -> None:
+    done: list[int] = []
+    with Workers(count) as workers:
+        for index in range(4):
+            task = workers.submit(lambda index=index: done.append(index) or index)
+            assert (task.result(), task.result(), task.is_done) == (index, index, True)
+    assert done == [0, 1, 2, 3]
+
+
 @pytest.mark.usefixtures("four_threads")
 def test_workers_share_out_torchs_threads_and_leave_the_callers_alone() -> None:
     with Workers(2) as workers:

@@ -29,19 +29,25 @@ class Task(Generic[Result]):
 
     work: Callable[[], Result]
     _future: "Future[Result] | None" = None
+    _own: "tuple[Result] | None" = None
 
     def begin(self, pool: ThreadPoolExecutor) -> None:
-        """Give it to a worker."""
-        self._future = pool.submit(self.work)
+        """Give it to a worker, unless it is done."""
+        if self._own is None:
+            self._future = pool.submit(self.work)
 
     @property
     def is_done(self) -> bool:
         """Whether its result is there without waiting."""
-        return self._future is not None and self._future.done()
+        return self._own is not None or (self._future is not None and self._future.done())
 
     def result(self) -> Result:
-        """What it returns or raises."""
-        return self.work() if self._future is None else self._future.result()
+        """What it returns or raises; what it returned once it gives again, and is not done twice."""
+        if self._future is not None:
+            return self._future.result()
+        if self._own is None:
+            self._own = (self.work(),)
+        return self._own[0]
 
 
 class Workers:
