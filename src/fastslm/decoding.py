@@ -57,6 +57,8 @@ def opened(source: object) -> Iterator[BinaryIO]:
             file = open(name, "rb")  # noqa: SIM115
         except FileNotFoundError:
             remedy = "download it and give the file" if "://" in name else "check the path"
+            if name == "-":
+                remedy = "for standard input give /dev/stdin"
             raise AudioError(f"{name} does not exist as a file: {remedy}.") from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error

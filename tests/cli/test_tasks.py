@@ -412,3 +412,18 @@ def test_ctrl_c_in_a_long_encoding_says_where_it_goes_on_and_it_does(
     assert (status, out) == (0, f"{tmp_path / 'out' / 'long.fslm'}\n")
     assert f"goes on at {clock(encoder.GROUP_WINDOWS * WINDOW_SECONDS)}, from {kept}" in err
     assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "long.fslm"]
+
+
+def test_a_result_is_not_written_over_its_recording(fastslm, tmp_path: Path, encode) -> None:
+    talk = encode(tmp_path / "talk.wav", noise(1)).rename(tmp_path / "talk.txt")
+    content = talk.read_bytes()
+    status, out, err = fastslm("transcribe", talk, "--output-dir", tmp_path)
+    assert (status, out) == (2, "")
+    assert f"would be written over {talk}: choose another --output-dir" in err
+    assert talk.read_bytes() == content
+
+
+def test_a_dash_for_standard_input_is_told_the_file_that_is_it(fastslm) -> None:
+    status, out, err = fastslm("transcribe", "-")
+    assert (status, out) == (2, "")
+    assert "for standard input give /dev/stdin" in err

@@ -164,6 +164,10 @@ def test_an_answer_that_is_a_loop_is_cut_and_says_so(fresh: FastSLM, monkeypatch
         ({"span_seconds": 10}, "give 30 or more"),
         ({"method": "map_reduce", "prefix_file": Path("a")}, "leave one of them out"),
         ({"max_new_tokens": 0}, "1 or more"),
+        ({"max_new_tokens": 1.5}, "is 1.5, a whole number"),
+        ({"max_new_tokens": "3"}, "is '3', a whole number"),
+        ({"span_seconds": "40"}, "is '40' by"),
+        ({"rope_scaling": "2"}, "is '2': give a factor"),
         ({"repetition": "off"}, "choose one of retry"),
     ],
 )

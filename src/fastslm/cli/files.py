@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -69,7 +69,7 @@ def for_each_file(
         for file in readable:
 
             def both(file: Path = file) -> None:
-                _announce(loaded, file)
+                _announce(loaded, file, cuts)
                 with progress_bar(file.name) as show:
                     result = work(loaded, file, lambda p: show(p.seconds, p.total_seconds, f"{clock(p.seconds)} heard"))
                 hand_over(loaded, file, result)
@@ -94,9 +94,11 @@ def output_paths(files: list[Path], folder: Path, suffix: str) -> dict[Path, Pat
     """Where the result of each file goes.
 
     Raises:
-        OptionError: two would go to the same place.
+        OptionError: two would go to the same place, or one to that of a file that is read.
         FastSLMError: the folder cannot be made or written to, or a folder is where a result is to go.
     """
+    from fastslm.longform.memory import SUFFIX
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -111,10 +113,17 @@ def output_paths(files: list[Path], folder: Path, suffix: str) -> dict[Path, Pat
         rival = next((other for other, taken in targets.items() if taken == target), None)
         if rival is not None:
             raise OptionError(f"{rival} and {file} would both be written to {target}: run them apart.")
+        overwritten = next((own for own in files if own.suffix.lower() != SUFFIX and _is_same(own, target)), None)
+        if overwritten is not None:
+            raise OptionError(f"The result of {file} would be written over {overwritten}: choose another --output-dir.")
         if target.is_dir():
             raise FastSLMError(f"{target} is a folder, and the result of {file} is to go there: move it away.")
         targets[file] = target
     return targets
+
+
+def _is_same(file: Path, target: Path) -> bool:
+    return file.exists() and target.exists() and file.samefile(target)
 
 
 def name_written(line: object) -> None:
@@ -161,16 +170,17 @@ def _let_pass(sentence: str) -> None:
     """That is said where the file is read."""
 
 
-def _announce(loaded: "FastSLM", file: Path) -> None:
+def _announce(loaded: "FastSLM", file: Path, cuts: str | None) -> None:
     """At the start of a long run, what it will take."""
     from fastslm.audio import probe_duration
     from fastslm.longform.memory import SUFFIX
     from fastslm.longform.plan import LONG_SECONDS, plan
+    from fastslm.speech import own_cuts
 
     seconds = None if file.suffix.lower() == SUFFIX else probe_duration(file)
     if seconds is not None and seconds >= LONG_SECONDS:
-        encoder = loaded.encoder
-        takes = plan(loaded.model, seconds, encoder_dtype=encoder.dtype)
+        chosen: Any = cuts or own_cuts(loaded.model)
+        takes = plan(loaded.model, seconds, cuts=chosen, encoder_dtype=loaded.encoder.dtype)
         typer.echo(f"fastslm: {file} is {takes.line()}", err=True)
 
 

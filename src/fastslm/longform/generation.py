@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -74,13 +75,15 @@ def token_budget(seconds: float) -> int:
 
 
 def check_budget(max_new_tokens: int | None) -> None:
-    """Refuse a budget that is no positive number.
+    """Refuse a budget that is no positive whole number.
 
     Raises:
         OptionError: it is not.
     """
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise OptionError(f"max_new_tokens is {max_new_tokens}, 1 or more is allowed: give more, or leave it out.")
+    if max_new_tokens is not None and not (isinstance(max_new_tokens, Integral) and max_new_tokens >= 1):
+        raise OptionError(
+            f"max_new_tokens is {max_new_tokens!r}, a whole number of 1 or more is allowed: give one, or leave it out."
+        )
 
 
 def generate(

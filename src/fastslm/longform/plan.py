@@ -80,7 +80,8 @@ class Plan:
         length = "of unknown length" if self.seconds is None else f"{clock(self.seconds)} long"
         parts = [f"about {_size(self.total_bytes)} of memory on the {self.device}"]
         if self.windows is not None:
-            parts = [f"{self.windows} windows, {self.audio_tokens} speech tokens", *parts]
+            most = "at most " if self.cuts == "quiet" else ""
+            parts = [f"{most}{self.windows} windows, {self.audio_tokens} speech tokens", *parts]
         if self.longest_seconds is not None:
             parts.append(f"one prompt holds {clock(self.longest_seconds)}")
         return f"{length}: {', '.join(parts)}."

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, get_args
@@ -75,9 +76,10 @@ class AnswerOptions:
         if self.method not in get_args(AnswerMethod):
             raise OptionError(f"There is no method {self.method!r}: choose one of {', '.join(get_args(AnswerMethod))}.")
         span = self.span_seconds
-        if span is not None and (self.method == "whole" or not WINDOW_SECONDS <= span < math.inf):
+        known = isinstance(span, Real) and WINDOW_SECONDS <= span < math.inf
+        if span is not None and (self.method == "whole" or not known):
             raise OptionError(
-                f"span_seconds is {self.span_seconds} by the method {self.method}: give {WINDOW_SECONDS} or more, by "
+                f"span_seconds is {self.span_seconds!r} by the method {self.method}: give {WINDOW_SECONDS} or more, by "
                 "the method map_reduce."
             )
         if self.prefix_file is not None and self.method == "map_reduce":

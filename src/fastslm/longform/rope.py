@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 from fastslm.errors import OptionError
@@ -25,8 +26,8 @@ def check_rope_scaling(model: FastSLMForConditionalGeneration, factor: float | N
     """
     if factor is None:
         return
-    if not 1 < factor < math.inf:
-        raise OptionError(f"rope_scaling is {factor}: give a factor above 1, such as 2, or leave it out.")
+    if not isinstance(factor, Real) or not 1 < factor < math.inf:
+        raise OptionError(f"rope_scaling is {factor!r}: give a factor above 1, such as 2, or leave it out.")
     parameters = getattr(model.config.text_config.get_text_config(), "rope_parameters", None) or {}
     if parameters.get("rope_type") != "default" or not list(_rotary(model)) or context_length(model) is None:
         raise OptionError(
