@@ -5,8 +5,12 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastslm.errors import FastSLMError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @contextlib.contextmanager
@@ -32,6 +36,25 @@ def beside(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         if scratch is not None:
             scratch.unlink(missing_ok=True)
+
+
+def write_tensors(tensors: "dict[str, torch.Tensor]", path: str | os.PathLike, metadata: dict[str, str]) -> Path:
+    """Write a safetensors file, whole or not at all, and return its path.
+
+    Raises:
+        FastSLMError: it cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with beside(path) as scratch:
+        try:
+            save_file(tensors, scratch, metadata=metadata)
+        except SafetensorError as error:  # it has words for the system's error, but not its number
+            raise FastSLMError(
+                f"{os.fspath(path)} cannot be written ({error}): choose another place, or free some room."
+            ) from error
+    return Path(path)
 
 
 def require_place(path: str | os.PathLike) -> None:

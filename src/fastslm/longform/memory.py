@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from fastslm.errors import CheckpointError, FastSLMError
-from fastslm.writing import beside
+from fastslm.writing import write_tensors
 
 SUFFIX = ".fslm"
 FORMAT = "fastslm-memory"
@@ -74,14 +73,7 @@ class SpeechMemory:
         """
         metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(asdict(self.facts))}
         tensors = {"tokens": self.tokens.contiguous(), "times": self.times, "silent": self.silent}
-        with beside(path) as scratch:
-            try:
-                save_file(tensors, scratch, metadata=metadata)
-            except SafetensorError as error:  # it has words for the system's error, but not its number
-                raise FastSLMError(
-                    f"{os.fspath(path)} cannot be written ({error}): choose another place, or free some room."
-                ) from error
-        return Path(path)
+        return write_tensors(tensors, path, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "SpeechMemory":

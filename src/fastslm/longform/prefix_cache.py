@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from fastslm.errors import CheckpointError, FastSLMError
+from fastslm.errors import CheckpointError
 from fastslm.model.modeling import FastSLMForConditionalGeneration
-from fastslm.writing import beside
+from fastslm.writing import write_tensors
 
 FORMAT = "fastslm-prefix"
 VERSION = 1
@@ -159,14 +158,7 @@ def save_prefix(prefix: Prefix, path: str | os.PathLike, model_fingerprint: str)
         tensors[f"keys.{index}"] = layer.keys.cpu().contiguous()
         tensors[f"values.{index}"] = layer.values.cpu().contiguous()
     metadata = {"format": FORMAT, "version": str(VERSION), "model": model_fingerprint, "digest": prefix.digest}
-    with beside(path) as scratch:
-        try:
-            save_file(tensors, scratch, metadata=metadata)
-        except SafetensorError as error:  # it has words for the system's error, but not its number
-            raise FastSLMError(
-                f"{os.fspath(path)} cannot be written ({error}): choose another place, or free some room."
-            ) from error
-    return Path(path)
+    return write_tensors(tensors, path, metadata)
 
 
 @torch.inference_mode()
