@@ -131,6 +131,7 @@ def test_sound_without_speech_adds_no_words(corpus: list[Clip]) -> None:
     ("change", "said"),
     [
         ({"text": None}, r"line 1: c000 has no text"),
+        ({"audio": None, "translation": "rouge"}, r"c000 is text without sound"),
         ({"duration": 31.0}, r"c000 lasts 31\.0 s, and a window 30 s"),
     ],
 )

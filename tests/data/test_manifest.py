@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fastslm.data.manifest import manifest_digest, read_manifest, write_manifest
+from fastslm.data.synthesis import synthesize
 from fastslm.errors import ManifestError
 
 GOOD = {"id": "a", "audio": "a.wav", "duration": 1.5, "text": "hello"}
@@ -37,6 +38,7 @@ def test_unknown_keys_are_kept_and_empty_lines_are_passed_over(tmp_path: Path) -
         ({**GOOD, "id": "b", "duration": math.nan}, "line 2: duration"),
         ({**GOOD, "id": "b", "audio": {"path": "x", "offest": 3}}, "line 2: audio.offest"),
         ({**GOOD, "id": "b", "audio": None}, "line 2: audio is null"),
+        ({**GOOD, "id": "b", "audio": None, "translation": "salut", "text": " "}, "line 2: audio is null"),
         ({**GOOD, "id": "b", "segments": [{"start": 0, "end": 1, "audio": "b.wav"}]}, "line 2: both the row and"),
         ({**GOOD, "id": "b", "segments": [{"start": 1, "end": 1}]}, "line 2: segments.0: it ends at"),
         ({**GOOD, "id": "b", "task": "transcribe"}, "line 2: task, instruction and answer belong together"),
@@ -102,6 +104,19 @@ def test_a_row_written_into_another_folder_names_the_same_audio(tmp_path: Path, 
     assert after[0].model_extra == {"accent": "welsh"}
     assert after[0].text == "hello"
     assert after[1].pieces[0].text == "hello"
+
+
+def test_text_alone_is_a_row_that_sounds_nowhere(tmp_path: Path) -> None:
+    spoken = {**GOOD, "audio": None, "translation": "salut", "target_language": "fr"}
+    task = {**GOOD, "id": "b", "audio": None, "task": "ask", "instruction": "Who greets?", "answer": "a voice"}
+    for clip in (clips := read_manifest(manifest(tmp_path, spoken, task))):
+        assert clip.text_alone
+        assert clip.row(tmp_path / "elsewhere")["audio"] is None
+        for use in (clip.check_audio, clip.read, clip.encoded, lambda clip=clip: list(clip.windows())):
+            with pytest.raises(ManifestError, match=f"{clip.id} is text without sound.*leave it out"):
+                use()
+    (kept,) = synthesize(clips[:1], tmp_path, ["translate"])
+    assert (kept["answer"], kept["text"], kept["audio"]) == ("salut", "hello", None)
 
 
 def test_a_composition_misses_any_piece_of_its_audio(tmp_path: Path, encode: Any, tone: Any) -> None:

@@ -34,10 +34,11 @@ def found(folder: Path, *rows: Any, **options: Any) -> tuple[Report, list[tuple[
 def test_a_manifest_without_faults_has_none(folder: Path) -> None:
     sound = {"id": "s", "audio": "b.wav", "duration": 3.0, "text": "", "label": "rain"}
     task = {**GOOD, "id": "t", "task": "transcribe", "instruction": "Write.", "answer": ""}
-    report, faults = found(folder, GOOD, sound, {**GOOD, "id": "u", "text": None, "language": None}, task)
+    text = {**task, "id": "v", "audio": None, "answer": "hello"}
+    report, faults = found(folder, GOOD, sound, {**GOOD, "id": "u", "text": None, "language": None}, task, text)
     assert faults == []
-    assert (report.clips, report.seconds) == (4, 9.0)
-    assert report.summary().endswith("4 clips, 0.00 hours, no faults")
+    assert (report.clips, report.seconds) == (5, 11.0)
+    assert report.summary().endswith("5 clips, 0.00 hours, no faults")
 
 
 @pytest.mark.parametrize(

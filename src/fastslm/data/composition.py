@@ -127,6 +127,8 @@ def _refuse_unusable(clips: Sequence[Clip]) -> None:
     for clip in clips:
         if clip.pieces:
             raise ManifestError(f"{clip.place} is a composition already; give the manifest of its clips.")
+        if clip.text_alone:
+            clip.check_audio()
         if clip.text is None and clip.label is None:
             raise ManifestError(
                 f"{clip.place} has no text, so what is said in a composition with it is unknown; transcribe it first, "

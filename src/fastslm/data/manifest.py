@@ -1,6 +1,7 @@
 """Manifests: one clip a line as JSON, its audio in a file of its own, as a byte range of a tar shard, or in pieces.
 
-The schema is `Clip`. The same lines hold plain speech, compositions of several clips, and tasks with their answers.
+The schema is `Clip`. The same lines hold plain speech, compositions of several clips, and tasks with their answers. What
+only the language model is taught by needs no sound: such a line may be text alone.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ class Clip(pydantic.BaseModel):
     Attributes:
         id: unique in its manifest.
         audio: a path, or a byte range of a file; relative to the manifest's folder or to that folder's parent. `None`
-            in a composition, whose `segments` name theirs.
+            in a composition, whose `segments` name theirs, and in a row that is text alone.
         duration: seconds.
         text: what is said, `None` where no transcript is known.
         language: of the speech, as a code.
@@ -63,8 +64,15 @@ class Clip(pydantic.BaseModel):
 
     @pydantic.model_validator(mode="after")
     def _whole(self) -> "Clip":
-        if self.audio is None and (not self.segments or any(segment.audio is None for segment in self.segments)):
-            raise ValueError("audio is null, which only a row may have whose segments each name theirs")
+        if (
+            self.audio is None
+            and not self.text_alone
+            and (not self.segments or any(segment.audio is None for segment in self.segments))
+        ):
+            raise ValueError(
+                "audio is null, which only a row may have whose segments each name theirs, or whose text has a task or "
+                "a translation"
+            )
         if self.audio is not None and any(segment.audio is not None for segment in self.segments or ()):
             raise ValueError("both the row and a segment name audio; only one of them may")
         given = [value is not None for value in (self.task, self.instruction, self.answer)]
@@ -78,6 +86,12 @@ class Clip(pydantic.BaseModel):
         return f"{self._where}: {self.id}" if self._where else self.id
 
     @property
+    def text_alone(self) -> bool:
+        """Whether nothing sounds: a text to be translated, or with a task, that nobody has spoken."""
+        taught = self.task is not None or self.translation is not None
+        return self.audio is None and not self.segments and taught and bool((self.text or "").strip())
+
+    @property
     def pieces(self) -> list[Segment]:
         """The segments of a composition; nothing of a clip whose audio is one recording."""
         return [] if self.audio is not None else self.segments or []
@@ -86,8 +100,14 @@ class Clip(pydantic.BaseModel):
         """The file that holds the audio.
 
         Raises:
-            ManifestError: it lies neither beside the manifest nor in the folder above, or the clip is a composition.
+            ManifestError: it lies neither beside the manifest nor in the folder above, or the clip is a composition or
+                text alone.
         """
+        if self.text_alone:
+            raise ManifestError(
+                f"{self.place} is text without sound, from which only instruction phases can learn: have it spoken with "
+                "fastslm data synthesize --tts, or leave it out."
+            )
         if self.audio is None:
             raise ManifestError(f"{self.place} is a composition, which has no file of its own; read its windows.")
         return self.audio.find(self._folder, self.place)
