@@ -1,7 +1,7 @@
 """Manifests: one clip a line as JSON, its audio in a file of its own, as a byte range of a tar shard, or in pieces.
 
-The schema is `Clip`. The same lines hold plain speech, compositions of several clips, and tasks with their answers. What
-only the language model is taught by needs no sound: such a line may be text alone.
+The schema is `Clip`. The same lines hold plain speech, compositions of several clips, and tasks with their answers.
+What only the language model is taught by needs no sound: such a line may be text alone.
 """
 
 import hashlib
@@ -105,8 +105,8 @@ class Clip(pydantic.BaseModel):
         """
         if self.text_alone:
             raise ManifestError(
-                f"{self.place} is text without sound, from which only instruction phases can learn: have it spoken with "
-                "fastslm data synthesize --tts, or leave it out."
+                f"{self.place} is text without sound, from which only instruction phases can learn: have it "
+                "spoken with fastslm data synthesize --tts, or leave it out."
             )
         if self.audio is None:
             raise ManifestError(f"{self.place} is a composition, which has no file of its own; read its windows.")

@@ -11,7 +11,8 @@ from fastslm.data.packing import Packing
 from fastslm.errors import RecipeError
 from fastslm.model.configuration import LORA_TARGETS
 
-Positive = pydantic.Field(gt=0)
+# More than any machine has cores; where far more are asked for, OpenMP ends the process.
+MOST_THREADS = 1024
 
 
 class Section(pydantic.BaseModel):
@@ -228,13 +229,18 @@ class Recipe(Section):
     device: str = "auto"
     precision: Literal["bf16", "float32"] = "bf16"
     # torch's threads; a resumed run gives the same bits only with the same number.
-    threads: int = pydantic.Field(default=2, gt=0)
+    threads: int = pydantic.Field(default=2, gt=0, le=MOST_THREADS)
     checkpoint_minutes: float = pydantic.Field(default=3.0, gt=0)
 
     @pydantic.model_validator(mode="after")
     def _can_be_run(self) -> "Recipe":
         if self.model.ctc is None:
             raise ValueError("model.ctc is null, but validation reads the tokens with the CTC head; leave the key out")
+        names = [phase.name for phase in self.phases]
+        if repeated := [name for index, name in enumerate(names) if name in names[:index]]:
+            raise ValueError(
+                f"two phases are called {repeated[0]}, which tells apart what they draw; rename one of them"
+            )
         needs = [phase.objective for phase in self.phases if phase.objective in ("frames", "reader")]
         if self.model.reader is None and needs:
             raise ValueError(f"objective {needs[0]} needs model.reader, the decoder that reads; set it")
