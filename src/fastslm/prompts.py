@@ -50,6 +50,8 @@ ADDED_TOKENS = (AUDIO_TOKEN, AUDIO_BEGIN, AUDIO_END, *LANGUAGE_TOKENS, *TASK_TOK
 # Code → English name. FastSLM was published for English and Korean; the others are names for the phrasing.
 LANGUAGES = {code: name.title() for code, name in WHISPER_LANGUAGES.items()}
 DEFAULT_LANGUAGE = "en"
+# The answer to a question about what a recording does not say: it is taught, scored, and looked for in spans' answers.
+NOT_MENTIONED = "not mentioned"
 
 
 def task_named(name: str) -> Task:

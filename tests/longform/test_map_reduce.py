@@ -64,6 +64,8 @@ def test_notes_of_which_no_two_fit_are_refused() -> None:
         reduce_notes(_notes(4), str, len, 10, None)
 
 
-@pytest.mark.parametrize(("note", "nothing"), [("Not said.", True), ("", True), ("It is not said by whom.", False)])
+@pytest.mark.parametrize(
+    ("note", "nothing"), [("Not mentioned.", True), ("", True), ("It is not mentioned by whom.", False)]
+)
 def test_a_part_without_an_answer_is_told_from_one_with(note: str, nothing: bool) -> None:
     assert says_nothing(note) is nothing

@@ -128,6 +128,26 @@ def test_a_silent_part_is_not_asked_and_not_cited(fresh: FastSLM) -> None:
     assert result.usage.coverage == pytest.approx(0.75)
 
 
+@pytest.mark.parametrize(
+    ("answers", "text", "starts"),
+    [
+        (["not mentioned", "A latte", "Not mentioned."], "A latte", [30]),
+        (["not mentioned", "Not mentioned.", "not mentioned"], "not mentioned", []),
+    ],
+)
+def test_a_part_that_does_not_say_it_is_not_cited(
+    fresh: FastSLM, monkeypatch, answers: list[str], text: str, starts: list[float]
+) -> None:
+    from fastslm.longform import questions
+    from fastslm.longform.generation import Generated
+
+    left = iter(answers)
+    monkeypatch.setattr(questions, "write", lambda *given, **inputs: [Generated(next(left), (1,), "stop")])
+    result = fresh.ask(fresh.encode(noise(90)), "What is ordered?", method="map_reduce", span_seconds=30)
+    assert (result.text, [span.start for span in result.spans]) == (text, starts)
+    assert result.finish_reason == "stop"
+
+
 def test_several_recordings_are_asked_about_together_and_cited_by_name(fresh: FastSLM) -> None:
     memories = [fresh.encoder.encode(noise(40, seed), name=f"clip {seed}") for seed in range(3)]
     result = fresh.ask(memories, "Who?", **SHORT)

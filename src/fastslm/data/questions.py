@@ -15,8 +15,7 @@ from random import Random
 from typing import NamedTuple
 
 from fastslm.errors import OptionError
-
-NOT_MENTIONED = "not mentioned"
+from fastslm.prompts import NOT_MENTIONED
 
 
 class Question(NamedTuple):

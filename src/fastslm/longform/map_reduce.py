@@ -8,11 +8,10 @@ from itertools import pairwise
 from fastslm.errors import OptionError
 from fastslm.longform.memory import SpeechMemory
 from fastslm.longform.results import Span, clock
-from fastslm.prompts import CONTROL_TOKEN
+from fastslm.prompts import CONTROL_TOKEN, NOT_MENTIONED
 
-# What a span answers in which there is nothing to the question: it is then not cited.
-NOT_SAID = "not said"
-MAP_QUESTION = "{question}\nIf this part of the recording does not say it, answer only: " + NOT_SAID + "."
+# A span that answers so is not cited. The words are those that models are taught: in others they do not answer.
+MAP_QUESTION = "{question}\nIf this part of the recording does not say it, answer only: " + NOT_MENTIONED + "."
 REDUCE_QUESTION = (
     "Parts of a recording were asked: {question}\nTheir answers, each with its time:\n{notes}\n"
     "Answer the question in short from these answers alone."
@@ -72,7 +71,7 @@ def split(memories: Sequence[SpeechMemory], windows: int) -> list[Piece]:
 
 def says_nothing(note: str) -> bool:
     """Whether a span's answer is that it has none."""
-    return note.strip().strip(".").lower() in ("", NOT_SAID)
+    return note.strip().strip(".").lower() in ("", NOT_MENTIONED)
 
 
 def reduce_notes(

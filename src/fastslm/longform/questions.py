@@ -33,7 +33,7 @@ from fastslm.longform.rope import check_rope_scaling, positions_limit, rope_scal
 from fastslm.longform.transcription import joined
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
-from fastslm.prompts import AUDIO_SPAN
+from fastslm.prompts import AUDIO_SPAN, NOT_MENTIONED
 
 AnswerMethod = Literal["auto", "whole", "map_reduce"]
 ANSWER_TOKENS = 256
@@ -251,6 +251,8 @@ class Answerer:
         if cut:
             times = ", ".join(f"{clock(note.start)} to {clock(note.end)}" for note in cut)
             warnings.append(f"What was said of these parts is cut: {times}.")
+        if task == "ask" and notes and not said:
+            return NOT_MENTIONED, ended(reasons), (), warnings
         if task == "translate" or len(said) <= 1:
             return " ".join(note.text or "" for note in said), ended(reasons), tuple(said), warnings
         budget = options.max_new_tokens or ANSWER_TOKENS
