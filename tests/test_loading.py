@@ -82,6 +82,7 @@ def test_bundled_models_are_those_of_the_checkout() -> None:
     ("name", "words"),
     [
         ("fastslm-tinny", "did you mean 'fastslm-tiny'"),
+        ("", "There is no model '': give"),
         ("whisper", "There is no model 'whisper': give"),
         ("./nowhere", "There is no model './nowhere'"),
         (__file__, "is a file, where a model's folder is needed"),

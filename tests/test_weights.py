@@ -240,7 +240,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(name: str) -> None:
         resolve(name)
 
 
-@pytest.mark.parametrize("name", ["qqq", "/no/such/folder", "./no/such", "a/b/c"])
+@pytest.mark.parametrize("name", ["", "qqq", "/no/such/folder", "./no/such", "a/b/c"])
 def test_a_name_like_nothing_known_is_answered_with_what_is(name: str) -> None:
     with pytest.raises(WeightsError, match=r"give a folder, a Hub id \(owner/name\), or one of whisper-tiny\.en"):
         resolve(name)

@@ -104,7 +104,7 @@ def checkpoint_folder(name: str | os.PathLike) -> Path:
         WeightsError: it cannot be fetched.
     """
     text, path = os.fspath(name), Path(os.path.expanduser(name))
-    if path.is_dir():
+    if text and path.is_dir():  # an empty name is no folder, though its path is the one where we are
         return path
     if path.is_file():
         raise CheckpointError(f"{text} is a file, where a model's folder is needed: name the folder that holds it.")

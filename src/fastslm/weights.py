@@ -138,9 +138,9 @@ def resolve(
         WeightsError: the name is unknown, or the weights cannot be fetched, checked or kept.
     """
     path = Path(os.path.expanduser(name))  # which leaves an unknown ~user as it is
-    if path.is_dir():
-        return path
     text = os.fspath(name)
+    if text and path.is_dir():  # an empty name is no folder, though its path is the one where we are
+        return path
     if text in KNOWN:
         return fetch(text, allow_fetch=allow_fetch, progress=progress)
     if path.is_file():

@@ -1,6 +1,10 @@
 """`fastslm evaluate` on the command line."""
 
 import json
+import re
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,6 +110,40 @@ def test_predictions_that_have_no_place_are_refused_before_the_model_is_loaded(
     assert run(["evaluate", "asr", "--manifest", str(manifest), "--model", "nothing", "--predictions", place]) == 2
     assert words in capsys.readouterr().err
     assert manifest.read_bytes() == before
+
+
+@pytest.mark.parametrize("form", ["--json", "for people"])
+def test_a_disk_that_is_full_at_the_end_costs_the_predictions_and_not_the_figures(
+    manifest: Path, tiny_checkpoint: Path, capsys, form: str
+) -> None:
+    place = manifest.parent / "predictions.jsonl"
+    command = ["evaluate", "asr", "--manifest", manifest, "--model", tiny_checkpoint, "--predictions", place]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # A real limit: the kernel refuses to write beyond it, as on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        status = run([*map(str, command), *(["--json"] if form == "--json" else [])])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    out, err = capsys.readouterr()
+    assert status == 2
+    assert (json.loads(out)["words"] == 12) if form == "--json" else out.startswith("words wrong (WER)")
+    assert re.search(rf"fastslm: {place} cannot be written .*\n$", err)
+    assert "Traceback" not in err
+    assert not place.exists()
+    assert not list(manifest.parent.glob("*.partial"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_figures_that_standard_output_cannot_take_go_to_standard_error(
+    manifest: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "fastslm", "evaluate", "asr", "--manifest", manifest, "--model", tiny_checkpoint]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(list(map(str, command)), stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert "words wrong (WER)" in done.stderr
+    assert "The result cannot be written" in done.stderr.splitlines()[-1]
 
 
 def test_a_missing_manifest_is_one_sentence(capsys) -> None:

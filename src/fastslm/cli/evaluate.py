@@ -182,8 +182,11 @@ def _measure(
     reader: str = "auto",
     max_new_tokens: int | None = None,
 ) -> None:
-    """Run a suite and print its report. What is wrong with the files is said before the model is loaded."""
-    from fastslm.evaluation.suite import evaluate, read_requests
+    """Run a suite and print its report. What is wrong with the files is said before the model is loaded.
+
+    A disk that is full by the end does not cost the figures: they are printed all the same.
+    """
+    from fastslm.evaluation.suite import predict, read_requests, report
     from fastslm.evaluation.systems import system_named
     from fastslm.writing import require_place
 
@@ -197,15 +200,12 @@ def _measure(
     chosen = _system(system, model, device, dtype, reader, max_new_tokens)
     count = len(requests)
     with progress_bar(manifest.name) as show:
-        found = evaluate(
-            suite,
-            chosen,
-            manifest,
-            requests,
-            predictions,
-            lambda done: show(done, count, f"{done} of {count} clips"),
-        )
-    _print(suite, found, as_json)
+        done = predict(suite, chosen, manifest, requests, lambda done: show(done, count, f"{done} of {count} clips"))
+    try:
+        if predictions is not None:
+            done.save(predictions)
+    finally:
+        _print(suite, report(suite, done), as_json)
 
 
 def _system(name: str, model: str, device: str, dtype: str, reader: str, max_new_tokens: int | None) -> "System":
@@ -223,4 +223,12 @@ def _system(name: str, model: str, device: str, dtype: str, reader: str, max_new
 def _print(suite: "Suite", found: dict[str, Any], as_json: bool) -> None:
     from fastslm.evaluation.suite import summary
 
-    typer.echo(json.dumps(found, ensure_ascii=False) if as_json else summary(suite, found))
+    words = json.dumps(found, ensure_ascii=False) if as_json else summary(suite, found)
+    try:
+        typer.echo(words)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        # Standard output may be a file on a full disk, and the measurement have taken hours.
+        typer.echo(words, err=True)
+        raise

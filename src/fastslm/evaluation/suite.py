@@ -108,18 +108,41 @@ def evaluate(
     """Ask a system all that a suite asks about a manifest, and score it.
 
     Args:
-        requests: from `read_requests`, by default all of the manifest's.
         predictions: where they are written, as JSONL, whole or not at all.
+        requests, on_clip: as of `predict`.
+
+    Returns:
+        `report`'s.
+
+    Raises:
+        FastSLMError: the predictions cannot be written; else as `predict`.
+    """
+    done = predict(suite, system, manifest, requests, on_clip)
+    if predictions is not None:
+        done.save(predictions)
+    return report(suite, done)
+
+
+def predict(
+    suite: Suite,
+    system: System,
+    manifest: Path,
+    requests: list[tuple[Clip, list[Row]]] | None = None,
+    on_clip: Callable[[int], None] | None = None,
+) -> Predictions:
+    """Ask a system all that a suite asks about a manifest.
+
+    Args:
+        requests: from `read_requests`, by default all of the manifest's.
         on_clip: told how many recordings are done, after each.
 
     Returns:
-        `report`'s, with the run's facts: seconds of audio and of processing, decoding included, their ratio, the model
-        and its fingerprint, the manifest's digest, versions, threads, date.
+        what was asked, is right and was written, with the run's facts: seconds of audio and of processing, decoding
+        included, their ratio, the model and its fingerprint, the manifest's digest, versions, threads, date.
 
     Raises:
         OptionError: the system cannot do the suite's task.
         AudioError: a clip cannot be read.
-        FastSLMError: the predictions cannot be written.
     """
     requests = read_requests(suite, manifest) if requests is None else requests
     if suite.task not in system.tasks:
@@ -158,10 +181,7 @@ def evaluate(
         "threads": torch.get_num_threads(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    done = Predictions(facts, answered)
-    if predictions is not None:
-        done.save(predictions)
-    return report(suite, done)
+    return Predictions(facts, answered)
 
 
 def report(suite: Suite, predictions: Predictions) -> dict[str, Any]:
