@@ -79,6 +79,16 @@ def language_name(language: str) -> str:
     raise OptionError(f"There is no language {language!r}{near}: give a code such as en or ko, or an English name.")
 
 
+def language_code(language: str) -> str:
+    """The code of a language given by code or English name.
+
+    Raises:
+        OptionError: it is unknown.
+    """
+    name = language_name(language)
+    return next(code for code, known in LANGUAGES.items() if known == name)
+
+
 def build_content(
     task: str,
     *,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_fastslm import noise
 
-from fastslm.longform.generation import LEAST_TOKENS, generate, prompt_ids, token_budget
+from fastslm.longform.generation import LEAST_TOKENS, caveats, generate, prompt_ids, token_budget
 from fastslm.speech import FastSLM
 
 
@@ -41,3 +41,26 @@ def test_the_prompt_has_a_place_for_every_speech_token(tiny: FastSLM, windows: i
 def test_the_prompt_is_that_of_the_processor(tiny: FastSLM) -> None:
     prompt = tiny.processor.build_prompt("transcribe")
     assert torch.equal(prompt_ids(tiny.processor, prompt, [2]), tiny.processor(prompt, [noise(40)])["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("config", "task", "language", "said"),
+    [
+        ({"llm_reads_speech": False}, "ask", None, "does not read speech tokens yet"),
+        ({"llm_tasks": ["ask", "summarize"]}, "translate", "fr", "has not learnt to translate, only to ask, summarize"),
+        ({"llm_tasks": ["ask"]}, "ask", None, None),
+        ({"translates_into": ["fr", "de"]}, "translate", "ko", "translate into French, German alone, not into Korean"),
+        ({"translates_into": ["fr"]}, "translate", None, "not into English"),
+        ({"translates_into": ["fr"]}, "translate", "French", None),
+        ({"translates_into": ["fr"]}, "summarize", None, None),
+        ({}, "translate", "ko", None),
+    ],
+)
+def test_what_was_not_learnt_is_said(
+    tiny: FastSLM, monkeypatch, config: dict, task: str, language: str | None, said: str | None
+) -> None:
+    learnt = {"llm_reads_speech": True, "llm_tasks": None, "translates_into": None} | config
+    for name, value in learnt.items():
+        monkeypatch.setattr(tiny.model.config, name, value)
+    found = caveats(tiny.model, task, language)
+    assert found == [] if said is None else said in " ".join(found)

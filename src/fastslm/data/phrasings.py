@@ -1,6 +1,6 @@
 """How the tasks are asked for in training: the default words of `fastslm.prompts` first, then others."""
 
-from fastslm.prompts import LANGUAGES, TASKS, language_name
+from fastslm.prompts import TASKS
 
 TRANSCRIBE = (
     TASKS["transcribe"].phrasing or "",
@@ -44,13 +44,3 @@ HALF_MINUTE = (
     'Which half minute of the recording holds "{words}"?',
     'When is "{words}" said? Answer with the half minute.',
 )
-
-
-def language_code(language: str) -> str:
-    """The code of a language given by code or English name.
-
-    Raises:
-        OptionError: it is unknown.
-    """
-    name = language_name(language)
-    return next(code for code, known in LANGUAGES.items() if known == name)

@@ -24,12 +24,11 @@ from fastslm.data.phrasings import (
     SUMMARIZE,
     TRANSCRIBE,
     TRANSLATE,
-    language_code,
 )
 from fastslm.data.questions import NOT_MENTIONED, order_questions
 from fastslm.data.summaries import LEAST_WORDS, extractive_summary, keywords, sentences_of
 from fastslm.errors import ManifestError, OptionError
-from fastslm.prompts import TASKS, language_name, task_named
+from fastslm.prompts import TASKS, language_code, language_name, task_named
 
 QUESTIONS = 2  # about each clip with text
 PHRASE_WORDS = 4  # of a phrase that is asked about

@@ -14,6 +14,7 @@ from fastslm.longform.loops import repeated
 from fastslm.longform.results import FinishReason
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
+from fastslm.prompts import DEFAULT_LANGUAGE, language_code, language_name
 
 # Room for what is said: fast speech has 4 words a second, and a word takes up to 2 tokens.
 TOKENS_PER_SECOND = 10
@@ -57,14 +58,25 @@ class Generated:
         return len(self.ids)
 
 
-def caveats(model: FastSLMForConditionalGeneration, task: str) -> list[str]:
-    """What is known beforehand to be poor in what the language model says, one sentence each."""
+def caveats(model: FastSLMForConditionalGeneration, task: str, language: str | None = None) -> list[str]:
+    """What is known beforehand to be poor in what the language model says, one sentence each.
+
+    Args:
+        language: what is translated into, as a code or an English name.
+    """
     if not model.config.llm_reads_speech:
         return [DOES_NOT_READ]
     if model.config.llm_tasks is not None and task not in model.config.llm_tasks:
         return [
             f"The language model of this checkpoint has not learnt to {task}, only to "
             f"{', '.join(model.config.llm_tasks)}: trust only the transcript."
+        ]
+    learnt = model.config.translates_into
+    if task == "translate" and learnt is not None and language_code(language or DEFAULT_LANGUAGE) not in learnt:
+        names = ", ".join(map(language_name, learnt))
+        return [
+            f"The language model of this checkpoint has learnt to translate into {names} alone, not into "
+            f"{language_name(language or DEFAULT_LANGUAGE)}: do not trust this text."
         ]
     return []
 

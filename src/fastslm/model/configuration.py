@@ -130,6 +130,8 @@ class FastSLMConfig(PreTrainedConfig):
         transcript_reader: what reads the speech tokens best, `ctc`, `whisper` or `llm`; `None`: the CTC head, if any.
         llm_reads_speech: whether the language model has learnt to read speech tokens; where not, results say so.
         llm_tasks: the tasks that it has learnt; `None` is all of them. Results of others say so.
+        translates_into: codes of the languages that it has learnt to translate into; `None` is all. Results in others
+            say so.
         languages: codes of what the model was trained to transcribe, the default first.
     """
 
@@ -165,6 +167,7 @@ class FastSLMConfig(PreTrainedConfig):
         transcript_reader: str | None = None,
         llm_reads_speech: bool = False,
         llm_tasks: list[str] | tuple[str, ...] | None = None,
+        translates_into: list[str] | tuple[str, ...] | None = None,
         languages: list[str] | tuple[str, ...] = ("en",),
         **kwargs: Any,
     ):
@@ -201,6 +204,7 @@ class FastSLMConfig(PreTrainedConfig):
         self.transcript_reader = transcript_reader
         self.llm_reads_speech = llm_reads_speech
         self.llm_tasks = None if llm_tasks is None else list(llm_tasks)
+        self.translates_into = None if translates_into is None else list(translates_into)
         self.languages = list(languages)
         super().__init__(**kwargs)
         if mel_mode not in MEL_MODES:

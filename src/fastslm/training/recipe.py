@@ -84,6 +84,7 @@ class ModelRecipe(Section):
     transcript_reader: Literal["ctc", "whisper", "llm"] | None = None
     llm_reads_speech: bool = False
     llm_tasks: tuple[Literal["transcribe", "translate", "summarize", "ask"], ...] | None = None
+    translates_into: tuple[str, ...] | None = None
 
 
 class ManifestShare(Section):

@@ -12,10 +12,10 @@ import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 
 from fastslm.data.manifest import Clip
-from fastslm.data.phrasings import language_code
 from fastslm.errors import ManifestError, OptionError
 from fastslm.evaluation.bootstrap import Measure, measure
 from fastslm.evaluation.suite import Row, Suite
+from fastslm.prompts import language_code
 
 # sacrebleu's own tokenizers of Japanese and Korean need a dictionary that has to be fetched.
 TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char", "th": "char"}
