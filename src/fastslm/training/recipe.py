@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
@@ -13,6 +13,18 @@ from fastslm.model.configuration import LORA_TARGETS
 
 # More than any machine has cores; where far more are asked for, OpenMP ends the process.
 MOST_THREADS = 1024
+# What torch takes as a seed.
+LARGEST_SEED = 2**63 - 1
+
+
+def _not_empty(path: Any) -> Any:
+    """An empty path would be the folder that the command is started in."""
+    if path == "":
+        raise ValueError("an empty path names nothing; give a file or folder")
+    return path
+
+
+FilePath = Annotated[Path, pydantic.BeforeValidator(_not_empty)]
 
 
 class Section(pydantic.BaseModel):
@@ -90,7 +102,7 @@ class ModelRecipe(Section):
 class ManifestShare(Section):
     """A manifest and the share of its clips that takes part, drawn anew for each variant."""
 
-    path: Path
+    path: FilePath
     share: float = pydantic.Field(default=1.0, gt=0, le=1)
 
 
@@ -98,15 +110,15 @@ class DataRecipe(Section):
     """Training windows are packed `variants` times, each time otherwise, and their features cached."""
 
     train: tuple[ManifestShare, ...] = pydantic.Field(min_length=1)
-    sounds: Path | None = None
-    validation: Path
+    sounds: FilePath | None = None
+    validation: FilePath
     validation_clips: int = pydantic.Field(default=100, gt=0)
     variants: int = pydantic.Field(default=1, gt=0)
     packing: Packing = Packing()
-    cache: Path = Path("cache")
+    cache: FilePath = Path("cache")
     # Rows of tasks with their answers; a share is of the rows of a batch here.
     instructions: tuple[ManifestShare, ...] = ()
-    instructions_validation: Path | None = None
+    instructions_validation: FilePath | None = None
 
 
 class Rates(Section):
@@ -221,12 +233,12 @@ class Recipe(Section):
     name: str
     # Recognition, long recordings, instructions: the paper's three; what is trained is in the phases.
     stage: Literal[1, 2, 3]
-    seed: int = pydantic.Field(ge=0)
+    seed: int = pydantic.Field(ge=0, le=LARGEST_SEED)
     model: ModelRecipe
     data: DataRecipe
     phases: tuple[Phase, ...] = pydantic.Field(min_length=1)
-    out: Path
-    start_from: Path | None = None
+    out: FilePath
+    start_from: FilePath | None = None
     device: str = "auto"
     precision: Literal["bf16", "float32"] = "bf16"
     # torch's threads; a resumed run gives the same bits only with the same number.
