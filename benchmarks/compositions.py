@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,7 @@ def main() -> None:
     also = "".join(f" {path}" for path in chosen.also)
     lines = [
         f"`python benchmarks/compositions.py {os.path.relpath(chosen.data)}{f' --also{also}' if also else ''}`, "
-        f"{system.model.name}, reader {system.reader}:",
+        f"{system.model.name}, reader {system.reader}, {date.today()}:",
         "",
         "| clips of | composed by | compositions | clips in them | words | WER, alone | WER, composed | times |",
         "|---|---|---|---|---|---|---|---|",
