@@ -8,13 +8,16 @@ import pytest
 from rote_system import Rote
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
+from tiny_fastslm import noise
 
 from fastslm.errors import ManifestError, OptionError
 from fastslm.evaluation.suite import evaluate, read_requests
 from fastslm.evaluation.suites import SUITES
 from fastslm.evaluation.suites.silence import count_words
 from fastslm.evaluation.suites.sqqa import QuestionAnswering
-from fastslm.evaluation.systems import FastSLMSystem
+from fastslm.evaluation.systems import FastSLMSystem, Heard
+from fastslm.loading import load
+from fastslm.longform.memory import SpeechMemory
 from fastslm.speech import FastSLM
 
 TEXTS = [{"text": "green apples fall"}, {"text": "softly they fall"}]
@@ -187,6 +190,20 @@ def test_fastslm_follows_a_rows_instruction_and_its_language(
     prompted.clear()
     evaluate(SUITES["ast"], system, make_manifest({"translation": "Äpfel fallen.", "target_language": "German"}))
     assert {told["language"] for told in prompted} == {"de"}
+
+
+def test_recordings_are_cut_as_the_tasks_cut_them(make_checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(make_checkpoint(reader=True, transcript_reader="whisper"), dtype="float32", quiet=True)
+    recording = noise(65)
+    recording[27 * 16_000 : 28 * 16_000] *= 0.01
+    memories: list[SpeechMemory] = []
+    system = FastSLMSystem(model, max_new_tokens=3)
+    monkeypatch.setattr(
+        system, "_answer", lambda task, memory, request: memories.append(memory) or model.ask(memory, "?")
+    )
+    list(system.reply("ask", [Heard(recording)]))
+    assert memories[0].times.tolist() == model.encode(recording).times.tolist()
+    assert 27 < memories[0].times[0, 1] < 28
 
 
 class _Listening(FastSLMSystem):

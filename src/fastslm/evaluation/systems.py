@@ -13,7 +13,7 @@ from fastslm.longform.questions import AnswerOptions
 from fastslm.longform.results import Answer
 from fastslm.longform.transcription import Reader, TranscriptionOptions
 from fastslm.prompts import TASKS
-from fastslm.speech import FastSLM
+from fastslm.speech import FastSLM, own_cuts
 
 # What each can do, of `fastslm.prompts.TASKS`.
 SYSTEMS = {
@@ -101,7 +101,8 @@ class FastSLMSystem:
                 waiting.append(heard.requests)
                 yield "the recording", heard.waveform
 
-        for memory in self.model.encoder.encode_many(named()):
+        # As the tasks cut them: a figure is that of what a user gets.
+        for memory in self.model.encoder.encode_many(named(), cuts=own_cuts(self.model.model)):
             answers = [self._answer(task, memory, request) for request in waiting.pop(0)]
             yield [Reply(answer.text, answer.finish_reason) for answer in answers]
 
