@@ -2,6 +2,7 @@
 
     python benchmarks/reading_tokens.py runs/tiny-stage1-between                 # every way for 20 minutes of one core
     python benchmarks/reading_tokens.py MODEL --minutes 60 --ways posteriors
+    python benchmarks/reading_tokens.py MODEL --ways taught --taught runs/tiny-stage3-all/model
 
 Needs the recordings that stage 1 was trained on (`recipes/tiny/prepare.sh`). What hears stays as it is; what is trained
 is what stands between tokens and language model, and the language model's LoRA. Half of a way's time may go into a
@@ -24,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import fastslm
 from fastslm.audio import WINDOW_SECONDS
 from fastslm.longform.timestamps import word_times
 from fastslm.model.ctc_head import ctc_text
@@ -60,8 +62,6 @@ class Heard:
             self.unfolded = learner.reader.unfold(self.tokens)
             self.letters, self.features = letters(learner.head, self.unfolded)
         self.texts = [ctc_text(text) for text in batch.texts]
-        self.seconds = [label.frames / 50 for label in batch.labels]
-        self.shifts = batch.shifts
 
 
 def letters(head: Any, unfolded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -157,9 +157,11 @@ class Words(nn.Module):
 class Experiment:
     """The model, its data, and what all ways share."""
 
-    def __init__(self, folder: Path, threads: int, kept: Path | None = None):
-        self.kept = kept
-        settings = [f"threads={threads}", f"start_from={folder}", "model.heard_words=true", "data.validation_clips=100"]
+    def __init__(self, given: argparse.Namespace):
+        self.kept: Path | None = given.keep
+        self.taught_by: str | None = given.taught
+        settings = [f"threads={given.threads}", f"start_from={given.model}", "model.heard_words=true"]
+        settings += ["data.validation_clips=100", *given.set]
         self.recipe = load_recipe(RECIPE, settings)
         trainer = Trainer(self.recipe, quiet=True)
         self.windows, device = trainer.windows, trainer.device
@@ -284,11 +286,21 @@ class Experiment:
                 print(f"  step {len(seen)}, {done:.0%}: {sum(seen[-20:]) / 20:.3f}", flush=True)
         return len(seen), sum(seen[-20:]) / len(seen[-20:])
 
-    def keep(self, name: str, way: nn.Module) -> None:
+    def keep(self, name: str, way: nn.Module, facts: dict[str, Any]) -> None:
         """Write what is trained into the folder that was given, if one was."""
         if self.kept is not None:
             self.kept.mkdir(parents=True, exist_ok=True)
-            torch.save({"way": way.state_dict(), "lora": self.lora, "kinds": self.kinds}, self.kept / f"{name}.pt")
+            content = {"way": way.state_dict(), "lora": self.lora, "kinds": self.kinds, "facts": facts}
+            torch.save(content, self.kept / f"{name}.pt")
+
+    def teach(self) -> None:
+        """LoRA of a model that was taught by text alone."""
+        if self.taught_by is None:
+            raise SystemExit("This way needs --taught, a model whose language model can write down words.")
+        other = fastslm.load(self.taught_by, quiet=True).model
+        with torch.no_grad():
+            for parameter, value in zip(self.lora, lora_parameters(other.language_model), strict=True):
+                parameter.copy_(value)
 
     def reset(self) -> None:
         """The language model as the base model is."""
@@ -372,9 +384,12 @@ def distilled(lab: Experiment, minutes: float) -> tuple[nn.Module, dict[str, Any
         with torch.no_grad():
             kept = [parameter.detach().clone() for parameter in lab.lora]
             lab.reset()
+            # Autocast keeps the rounded LoRA of the pass before.
+            torch.clear_autocast_cache()
             _, taught, _ = lab.answer(words(heard), heard.texts)
             for parameter, value in zip(lab.lora, kept, strict=True):
                 parameter.copy_(value)
+            torch.clear_autocast_cache()
         said = labels != -100
         target = F.log_softmax(taught[said].float() / TEMPERATURE, -1)
         return own + DISTILLED * F.kl_div(
@@ -387,20 +402,43 @@ def distilled(lab: Experiment, minutes: float) -> tuple[nn.Module, dict[str, Any
 
 def posteriors(lab: Experiment, minutes: float) -> tuple[nn.Module, dict[str, Any]]:
     """First CTC over the language model's tokens, which a word's alignment warms up, then the language model."""
+    way, facts = heard_by_ctc(lab, minutes / 2)
+    return way, facts | through_llm(lab, way, [], minutes / 2)
+
+
+def taught(lab: Experiment, minutes: float) -> tuple[nn.Module, dict[str, Any]]:
+    """As posteriors, CTC alone; the language model was taught by text, before it heard anything (`--taught`)."""
+    way, facts = heard_by_ctc(lab, minutes)
+    lab.teach()
+    return way, facts | {"steps": 0}
+
+
+def written_words(lab: Experiment, minutes: float) -> tuple[nn.Module, dict[str, Any]]:
+    """No sound: the right words, and the language model that was taught by text (`--taught`)."""
+    lab.teach()
+    return Words(lab.model), {"steps": 0}
+
+
+def heard_by_ctc(lab: Experiment, minutes: float) -> tuple[Posteriors, dict[str, Any]]:
+    """CTC over the language model's tokens; a quarter of the time it is warmed up by the words' alignment."""
     way = Posteriors(384 + lab.learner.head.out.in_features + lab.learner.head.out.out_features, 384, lab)
+    if lab.kept is not None and (file := lab.kept / f"ctc-{minutes:g}.pt").exists():
+        found = torch.load(file)
+        if torch.equal(found["kinds"], lab.kinds):
+            way.load_state_dict(found["way"])
+            return way, found["facts"]
 
     def aligned_loss(heard: Heard) -> torch.Tensor:
         kinds, place = some_kinds(lab, heard)
         scores = way.log_probs(heard, kinds)
         return F.nll_loss(scores.flatten(0, 1), place[step_targets(lab, heard, scores.shape[1]).flatten()])
 
-    first, _ = lab.train([way], aligned_loss, minutes / 8, 3)
+    first, _ = lab.train([way], aligned_loss, minutes / 4, 3)
     print(f"  words wrong {greedy_wer(lab, way):.1%}", flush=True)
-    steps, last = lab.train([way], lambda heard: posterior_ctc(lab, way, heard), minutes * 3 / 8, 1)
-    steps += first
-    lab.keep("posteriors", way)
-    facts = {"warm-up steps": steps, "warm-up loss": last, "warm-up wer": greedy_wer(lab, way)}
-    return way, facts | through_llm(lab, way, [], minutes / 2)
+    steps, last = lab.train([way], lambda heard: posterior_ctc(lab, way, heard), minutes * 3 / 4, 1)
+    facts = {"warm-up steps": first + steps, "warm-up loss": last, "warm-up wer": greedy_wer(lab, way)}
+    lab.keep(f"ctc-{minutes:g}", way, facts)
+    return way, facts
 
 
 def some_kinds(lab: Experiment, heard: Heard) -> tuple[torch.Tensor, torch.Tensor]:
@@ -458,7 +496,17 @@ def through_llm(lab: Experiment, way: nn.Module, parts: list[nn.Module], minutes
     return {"steps": steps, "training loss": last}
 
 
-WAYS = {"posteriors": posteriors, "slots": slots, "plain": plain, "distilled": distilled, "words": words}
+WAYS = {
+    "posteriors": posteriors,
+    "slots": slots,
+    "plain": plain,
+    "distilled": distilled,
+    "words": words,
+    "taught": taught,
+    "written words": written_words,
+}
+# Those that are measured where none are named; the others need a model that was taught.
+BY_THEMSELVES = ("posteriors", "slots", "plain", "distilled", "words")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -492,23 +540,27 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
     parser.add_argument("--minutes", type=float, default=20.0, help="of one core, for each way")
-    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--ways", default=",".join(BY_THEMSELVES))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows", type=Path, default=ROWS)
-    parser.add_argument("--keep", type=Path, help="a folder for the trained weights")
+    parser.add_argument("--keep", type=Path, help="a folder for the trained weights; CTC is not trained again")
+    parser.add_argument("--taught", help="a model whose LoRA was taught by text alone")
+    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE of the recipe")
     given = parser.parse_args()
     rows = [json.loads(line) for line in given.rows.read_text().splitlines()] if given.rows.exists() else []
-    lab = Experiment(given.model, given.threads, given.keep)
+    lab = Experiment(given)
     for name in given.ways.split(","):
-        if any(row["way"] == name and row["minutes"] == given.minutes for row in rows):
+        asked = {"way": name, "minutes": given.minutes, "model": Path(given.model).name, "taught": given.taught}
+        asked["set"] = " ".join(given.set)
+        if any(all(row.get(key) == value for key, value in asked.items()) for row in rows):
             continue
         print(name, flush=True)
         lab.reset()
         torch.manual_seed(1)
         way, facts = WAYS[name](lab, given.minutes)
-        lab.keep(f"{name}-{given.minutes:g}", way)
+        lab.keep(f"{name}-{given.minutes:g}", way, facts)
         what = (WAYS[name].__doc__ or "").rstrip(".")
-        row = {"way": name, "what": what[0].lower() + what[1:], "minutes": given.minutes} | facts | lab.measure(way)
+        row = asked | {"what": what[0].lower() + what[1:]} | facts | lab.measure(way)
         print(json.dumps(row), flush=True)
         with given.rows.open("a") as file:
             file.write(json.dumps(row) + "\n")

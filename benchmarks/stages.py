@@ -40,15 +40,19 @@ LONG_MINUTES, LONG_COUNT = (1.0, 5.0), 12
 VALIDATION_ROWS = {
     "coffee-validation": "questions about orders",
     "long-validation": "recordings of 1 to 5 minutes",
+    "translations-validation": "captions, into French",
 }
 VALIDATED = 40
 NOT_TAUGHT: dict[str, Any] = {}
+# What the language model has to have been taught for a suite.
+TASK_OF = {"sqqa": "ask", "ssum": "summarize", "ast": "translate"}
 # What the transcripts of Whisper's decoder and of the CTC head depend on.
 SPEECH_PARTS = ("hfq_former.", "ctc_head.", "reader.")
 TITLES = {
     "ask_loss": "loss of answers",
     "summarize_loss": "loss of summaries",
     "transcribe_loss": "loss of transcripts",
+    "translate_loss": "loss of translations",
     "right_answers": "answers right",
 }
 
@@ -72,6 +76,7 @@ FIGURES = (
     Figure("sqqa", "long-orders", "exact_match", "orders in one window of many: exact answers"),
     Figure("sqqa", "long-orders", "not_mentioned", 'orders in one window of many: rightly "not mentioned"'),
     Figure("ssum", "long-talks", "rouge_l", "summaries of 1 to 5 minutes: ROUGE-L", ".3f"),
+    Figure("ast", "translations/test-spoken", "bleu", "captions, spoken by a machine, into French: BLEU", ".1f"),
     Figure("silence", "environment/test", "no_words", "clips without speech that get no words"),
 )
 
@@ -145,9 +150,10 @@ def stamp(model: Path, transcripts: bool = False) -> str:
     return digest.hexdigest()[:12]
 
 
-def reads(model: Path) -> bool:
-    """Whether a model says that its language model was taught to read speech."""
-    return bool(json.loads((model / "config.json").read_text())["llm_reads_speech"])
+def taught(model: Path) -> Sequence[str]:
+    """The tasks that a model says its language model was taught from speech."""
+    config = json.loads((model / "config.json").read_text())
+    return (config["llm_tasks"] or tuple(TASK_OF.values())) if config["llm_reads_speech"] else ()
 
 
 def tables(
@@ -231,10 +237,11 @@ def main() -> None:
             losses[-1][name] = kept.get(key, lambda model=model, rows=rows: validated(model, rows))
         tests.append({})
         for suite, name in dict.fromkeys((figure.suite, figure.manifest) for figure in FIGURES):
-            manifest = (chosen.data if "/" in name else chosen.work) / f"{name}.jsonl"
+            made_before = chosen.rows.parent if name.startswith("translations/") else chosen.data
+            manifest = (made_before if "/" in name else chosen.work) / f"{name}.jsonl"
             heard = suite in ("asr", "silence")
             weights, limit = (speech, None) if heard else (own, chosen.limit)
-            if not heard and not reads(model):
+            if not heard and TASK_OF[suite] not in taught(model):
                 tests[-1][f"{suite} {name}"] = NOT_TAUGHT
                 continue
             key = f"{weights} {suite} {name} {manifest_digest(manifest)[:12]} {limit}"

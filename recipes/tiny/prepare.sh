@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# recipes/tiny/prepare.sh DATA SPEECHOCEAN LJSPEECH
+# recipes/tiny/prepare.sh DATA SPEECHOCEAN LJSPEECH MULTI30K TATOEBA
 #
-# Makes the manifests of recipes/tiny from the speech corpus in DATA and from clones of jimbozhang/speechocean762 and
-# PrernaSocity/lj_speech_dataset_part_1 (DATA/README.md says more of both). About half an hour of one core; what is there
-# already is not made again. fetch_more.py needs soundfile beside what fastslm installs.
+# Makes the manifests of recipes/tiny from the speech corpus in DATA, from clones of jimbozhang/speechocean762 and
+# PrernaSocity/lj_speech_dataset_part_1 (DATA/README.md says more of both), and from translated texts: a clone of
+# multi30k/dataset and fra.txt of DevHunterYZ/Neural-Machine-Translation (translations.py says more). About an hour of one
+# core; what is there already is not made again. fetch_more.py needs soundfile beside what fastslm installs, and the last
+# command hibari-tts.
 set -euo pipefail
-DATA=$1 SPEECHOCEAN=$2 LJSPEECH=$3
+DATA=$1 SPEECHOCEAN=$2 LJSPEECH=$3 MULTI30K=$4 TATOEBA=$5
 
 fetch() { # clone, layout, name
     [ -e "cache/more/$3/train.jsonl" ] || python "$DATA/fetch_more.py" "$1" "$2" cache/more --name "$3" --split train \
@@ -23,6 +25,11 @@ mixed() { # name, MANIFEST=WEIGHT...: what long recordings are composed of
 long() { # manifest, name, tasks, options: recordings of minutes, and tasks about them
     [ -e "cache/long/$2.jsonl" ] || fastslm data compose "$1" "cache/long/$2.jsonl" "${@:4}" --seed 1
     tasks "cache/long/$2.jsonl" "$2" "$3"
+}
+
+translations() { # split: text alone, to be translated
+    [ -e "cache/instructions/translations-$1.jsonl" ] || fastslm data synthesize "cache/translations/$1.jsonl" \
+        "cache/instructions/translations-$1.jsonl" --tasks translate --seed 1
 }
 
 mkdir -p cache/labels cache/instructions cache/long
@@ -54,3 +61,12 @@ long cache/long/pieces-validation.jsonl long-orders-validation ask \
 long cache/labels/librispeech-validation.jsonl long-talks-validation transcribe,summarize --minutes 1-4 --count 20
 [ -e cache/instructions/long-validation.jsonl ] || fastslm data mix cache/instructions/long-validation.jsonl \
     cache/instructions/long-orders-validation.jsonl=3 cache/instructions/long-talks-validation.jsonl=2 --count 40 --seed 1
+
+# Stage 3, all tasks: dictations, and French for captions and short sentences.
+[ -e cache/instructions/librispeech-dictations.jsonl ] || fastslm data synthesize cache/labels/librispeech.jsonl \
+    cache/instructions/librispeech-dictations.jsonl --tasks transcribe --seed 1
+[ -e cache/translations/test-said.jsonl ] || python recipes/tiny/translations.py "$MULTI30K" "$TATOEBA" cache/translations
+translations train
+translations validation
+[ -e cache/translations/test-spoken.jsonl ] ||
+    fastslm data synthesize cache/translations/test-said.jsonl cache/translations/test-spoken.jsonl --tts --seed 1
