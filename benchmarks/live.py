@@ -93,7 +93,11 @@ def section(rows: list[dict[str, Any]], seconds: float, load: float) -> str:
         cells = " | ".join(f"{figure:.1f} s" for figure in figures)
         reading = np.median(row["reading"])
         lines.append(f"| {row['update']:g} s | {row['texts']} | {len(row['final'])} | {cells} | {reading:.2f} s |")
-    lines += ["", "A text is final when its window of 30 s is full; until then it is read again, and may change."]
+    lines += [
+        "",
+        "A text is final when its window ends, in a pause once 30 s are there; until then it is read again, and may "
+        "change.",
+    ]
     if load > QUIET_LOAD:
         lines += ["", f"Other work ran beside it (load {load:.1f} before), so the figures are provisional."]
     return "\n".join(lines)

@@ -205,7 +205,7 @@ def transcribing(loaded: Any, tokens: torch.Tensor) -> list[dict[str, Any]]:
 def asking(loaded: Any, recording: str) -> dict[str, Any]:
     """Seconds of encoding the whole recording and of each of two questions, what hears the words counted."""
     started = monotonic()
-    memory = loaded.encode(recording, cuts="fixed")
+    memory = loaded.encode(recording)
     found: dict[str, Any] = {"encoding": monotonic() - started, "minutes": memory.facts.duration / 60, "asked": []}
     for question in QUESTIONS:
         started = monotonic()
