@@ -78,6 +78,22 @@ def compared(rows: Sequence[Clip], alone: dict[str, ClipErrors], whole: dict[str
     )
 
 
+def together(every: Sequence[Compared]) -> Compared:
+    """All compositions as of one split."""
+
+    def joined(figures: Sequence[Measure]) -> Measure:
+        names = tuple(f"{index} {name}" for index, own in enumerate(figures) for name in own.clips)
+        return Measure(names, np.concatenate([own.parts for own in figures]), len(names), figures[0].of)
+
+    return Compared(
+        joined([own.clips for own in every]),
+        joined([own.compositions for own in every]),
+        joined([own.ratio for own in every]),
+        sum(own.pieces for own in every),
+        sum(own.words for own in every),
+    )
+
+
 def _times(sums: np.ndarray) -> np.ndarray:
     """(…, 4) → (…): the error rate of the first two over that of the last two, NaN where that is none or 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -123,7 +139,7 @@ def line(name: str, by: str, rows: Sequence[Clip], found: Compared) -> str:
     lengths = [row.duration / 60 for row in rows]
     made = f"{len(rows)} of {min(lengths):.1f} to {max(lengths):.1f} min"
     return (
-        f"| `{name}` | {by} | {made} | {found.pieces} | {found.words} "
+        f"| {name} | {by} | {made} | {found.pieces} | {found.words} "
         f"| {_with_interval(found.clips, '.1%')} | {_with_interval(found.compositions, '.1%')} "
         f"| **{_with_interval(found.ratio, '.2f')}** |"
     )
@@ -168,6 +184,8 @@ def main() -> None:
         "| clips of | composed by | compositions | clips in them | words | WER, alone | WER, composed | times |",
         "|---|---|---|---|---|---|---|---|",
     ]
+    all_rows: list[Clip] = []
+    found: list[Compared] = []
     for manifest, clips in zip(manifests, every, strict=True):
         name = f"{manifest.parent.name}/{manifest.stem}"
         alone: dict[str, ClipErrors] = {}
@@ -182,8 +200,12 @@ def main() -> None:
             alone = alone or heard(system, manifest, chosen.work / f"{name.replace('/', '-')}-clips.predictions.jsonl")
             rows = read_manifest(chosen.work / f"{stem}.jsonl")
             whole = heard(system, chosen.work / f"{stem}.jsonl", chosen.work / f"{stem}.predictions.jsonl")
-            lines.append(line(name, by, rows, compared(rows, alone, whole)))
+            all_rows += rows
+            found.append(compared(rows, alone, whole))
+            lines.append(line(f"`{name}`", by, rows, found[-1]))
             print(lines[-1], file=sys.stderr)
+    if found:
+        lines.append(line("all of them", "", all_rows, together(found)))
     if not chosen.no_page:
         put("\n".join(lines), PAGE)
     print("\n".join(lines))

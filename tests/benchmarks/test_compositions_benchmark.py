@@ -55,6 +55,10 @@ def test_a_ratio_is_of_the_same_clips_as_often_as_they_occur(compositions: Modul
     assert found.ratio.value == pytest.approx(5 / 3)
     # Drawn together: one alone has 3 errors for 1, two alone 2 for 2.
     assert found.ratio.interval == pytest.approx((1.0, 3.0))
+    more = compositions.compared(rows[:1], dict(zip("012", heard, strict=True)), {"one": whole[0]})
+    both = compositions.together([found, more])
+    assert (both.pieces, both.words, len(both.ratio.clips)) == (6, 24, 3)
+    assert both.ratio.value == pytest.approx((8 / 24) / (4 / 24))
 
 
 @pytest.mark.parametrize("by", ["random", "speaker"])
