@@ -15,7 +15,8 @@ from fastslm.errors import AudioError, CutShortError, OptionError
 from fastslm.features import extract_features
 from fastslm.loading import load
 from fastslm.longform.cuts import CUTS, Cuts
-from fastslm.longform.encoder import SILENCE_DBFS, WindowEncoder, fast_dtype, is_silent
+from fastslm.longform.encoder import WindowEncoder, fast_dtype
+from fastslm.longform.hearing import SILENCE_DBFS, is_silent
 from fastslm.speech import FastSLM
 
 
@@ -87,7 +88,7 @@ def test_only_a_group_of_windows_is_ever_held(tiny: FastSLM, monkeypatch) -> Non
             del window
             most = max(most, sum(reference() is not None for reference in alive))
 
-    monkeypatch.setattr("fastslm.longform.encoder.stream_audio", windows)
+    monkeypatch.setattr("fastslm.longform.hearing.stream_audio", windows)
     memory = WindowEncoder(tiny.model, 4).encode("any.wav")
     assert len(memory.tokens) == 10
     assert most <= 1

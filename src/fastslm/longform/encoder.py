@@ -4,25 +4,23 @@ Decoding and log-mel run in a thread ahead of the model, in which groups are com
 with the recording by its tokens alone.
 """
 
-import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
 
-from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES, AudioSource, load_audio, probe_duration, stream_audio
+from fastslm.audio import SAMPLE_RATE, AudioSource
 from fastslm.errors import AudioError
-from fastslm.features import file_mel, window_mel
 from fastslm.longform.ahead import ahead
-from fastslm.longform.cuts import Cuts, check_cuts, cut
+from fastslm.longform.cuts import Cuts, check_cuts
 from fastslm.longform.fingerprint import token_fingerprint
+from fastslm.longform.hearing import Begun, Hearing, Recording, Window
 from fastslm.longform.memory import MemoryFacts, SpeechMemory
 from fastslm.longform.results import Progress
 from fastslm.longform.resumption import KeptGroups
@@ -33,46 +31,7 @@ from fastslm.model.narrow_copy import narrow_copy
 
 # Windows that pass the model together. Fixed, so that memory and results do not depend on the recording.
 GROUP_WINDOWS = 2
-# A window is silent where no half second of it is louder than this, relative to full scale.
-SILENCE_DBFS = -60.0
-STRETCH_SAMPLES = SAMPLE_RATE // 2
-
 OnProgress = Callable[[Progress], None]
-
-
-@dataclass
-class _Recording:
-    """One recording on its way through the model."""
-
-    name: str
-    total_seconds: float | None = None  # as its container says
-    samples: list[int] = field(default_factory=list)  # of each window that was read
-    silent: list[bool] = field(default_factory=list)
-    tokens: list[torch.Tensor] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    partial: bool = False  # it breaks off, and what is there was asked for
-    audio_digest: bytes = b""  # of what was read
-    complete: bool = False  # all windows are read, though not all may be encoded
-
-    @property
-    def is_encoded(self) -> bool:
-        """Whether all of it is."""
-        return self.complete and len(self.tokens) == len(self.samples)
-
-    def break_off(self, sentence: str) -> None:
-        """It ended too early, as the sentence says."""
-        self.warnings.append(sentence)
-        self.partial = True
-
-
-@dataclass(frozen=True)
-class _Begun:
-    recording: _Recording
-
-
-@dataclass(frozen=True)
-class _Ended:
-    recording: _Recording
 
 
 @dataclass(frozen=True)
@@ -83,20 +42,9 @@ class _Group:
         kept: whether their tokens are of before.
     """
 
-    windows: list["_Window"]
+    windows: list[Window]
     tokens: Task[torch.Tensor]
     kept: bool
-
-
-@dataclass(frozen=True)
-class _Window:
-    """A window as it was read. features: (mel bins, 3000), `None` where its tokens are kept from before."""
-
-    recording: _Recording
-    features: torch.Tensor | None
-    samples: int
-    silent: bool
-    audio_digest: bytes
 
 
 @dataclass(frozen=True)
@@ -213,15 +161,17 @@ class WindowEncoder:
         check_cuts(cuts, self.model.config.mel_mode)
         count = worker_count(self.model.device) if self.workers is None else self.workers
         known = kept.windows if kept else 0
-        waiting: list[_Recording] = []
-        group: list[_Window] = []
+        waiting: list[Recording] = []
+        group: list[Window] = []
         running: deque[_Group] = deque()
         start = kept.samples / SAMPLE_RATE if kept else 0.0
-        heard = self._hear(sources, sampling_rate, cuts, partial, known, on_progress is not None)
-        events = ahead(heard, count * self.group_windows)
+        config = self.model.config
+        mel = (config.audio_config.num_mel_bins, config.mel_mode)
+        hearing = Hearing(*mel, sampling_rate, cuts, partial, known, probe=on_progress is not None)
+        events = ahead(hearing.events(sources), count * self.group_windows)
         with Workers(count) as workers, _kept_if_stopped(running, kept):
             for event in events:
-                if isinstance(event, _Window):
+                if isinstance(event, Window):
                     event.recording.samples.append(event.samples)
                     event.recording.silent.append(event.silent)
                     event.recording.audio_digest = event.audio_digest
@@ -232,7 +182,7 @@ class WindowEncoder:
                         # One more than there are workers: none of them is to wait for this thread.
                         if len(running) > count:
                             self._finish(running.popleft(), kept, waiting[0], on_progress)
-                elif isinstance(event, _Begun):
+                elif isinstance(event, Begun):
                     waiting.append(event.recording)
                     if on_progress and len(waiting) == 1:
                         on_progress(Progress(start, event.recording.total_seconds))
@@ -247,67 +197,7 @@ class WindowEncoder:
                 while waiting and waiting[0].is_encoded:
                     yield self._ended(waiting, on_progress)
 
-    def _hear(
-        self,
-        sources: Iterable[tuple[str, AudioSource]],
-        sampling_rate: float | None,
-        cuts: Cuts,
-        partial: bool,
-        known: int,
-        probe: bool,
-    ) -> Iterator[_Begun | _Window | _Ended]:
-        """What runs ahead of the model: of each recording its beginning, its windows and its end.
-
-        Args:
-            known: windows whose tokens are kept from before: they are read, but not looked at.
-            probe: whether anybody wants to know how long the recordings are.
-        """
-        for name, source in sources:
-            before = _file_stamp(source)
-            recording = _Recording(name, probe_duration(source, sampling_rate) if probe else None)
-            yield _Begun(recording)
-            digest = hashlib.sha256()
-            on_cut = recording.break_off if partial else None
-            changed = f"{name} changed while it was read: wait until it is written, and run this again."
-            try:
-                for samples, features in self._features(recording, source, sampling_rate, cuts, known, on_cut):
-                    digest.update(np.ascontiguousarray(samples, dtype=np.float32).tobytes())
-                    length, silent = len(samples), is_silent(samples)
-                    del samples
-                    yield _Window(recording, features, length, silent, digest.digest())
-                    del features
-            except AudioError as error:
-                raise (AudioError(changed) if _file_stamp(source) != before else error) from error.__cause__
-            if _file_stamp(source) != before:
-                raise AudioError(changed)
-            yield _Ended(recording)
-
-    def _features(
-        self,
-        recording: _Recording,
-        source: AudioSource,
-        sampling_rate: float | None,
-        cuts: Cuts,
-        known: int,
-        on_cut: Callable[[str], None] | None,
-    ) -> Iterator[tuple[np.ndarray, torch.Tensor | None]]:
-        """Windows (samples,) and their log-mel (mel bins, 3000), one by one; no log-mel for the first `known`."""
-        mels = self.model.config.audio_config.num_mel_bins
-        if self.model.config.mel_mode == "authors":
-            waveform = load_audio(source, sampling_rate, on_warning=recording.warnings.append, on_cut=on_cut)
-            whole = file_mel(waveform, mels)
-            for index, features in enumerate(whole):
-                # The last window takes what is less than a frame beyond it.
-                stop = None if index + 1 == len(whole) else (index + 1) * WINDOW_SAMPLES
-                yield waveform[index * WINDOW_SAMPLES : stop], None if index < known else features
-            return
-        blocks = stream_audio(source, sampling_rate, on_warning=recording.warnings.append, on_cut=on_cut)
-        for index, window in enumerate(cut(blocks, cuts)):
-            features = None if index < known else window_mel([window], mels)[0]
-            yield window, features
-            del window, features
-
-    def _begun(self, group: list[_Window], kept: KeptGroups | None, workers: Workers) -> _Group:
+    def _begun(self, group: list[Window], kept: KeptGroups | None, workers: Workers) -> _Group:
         """A group on its way, its tokens taken from before where they are kept."""
         done = kept.take([window.samples for window in group], group[-1].audio_digest) if kept else None
         if done is not None:
@@ -316,7 +206,7 @@ class WindowEncoder:
         return _Group(group, workers.submit(lambda: self.tokens(features)), kept=False)
 
     def _finish(
-        self, group: _Group, kept: KeptGroups | None, recording: _Recording, on_progress: OnProgress | None
+        self, group: _Group, kept: KeptGroups | None, recording: Recording, on_progress: OnProgress | None
     ) -> None:
         """Wait for a group's tokens, and give them to their recordings, of which `recording` is the first."""
         tokens = group.tokens.result()
@@ -328,7 +218,7 @@ class WindowEncoder:
             heard = sum(recording.samples[: len(recording.tokens)]) / SAMPLE_RATE
             on_progress(Progress(heard, recording.total_seconds))
 
-    def _ended(self, waiting: list[_Recording], on_progress: OnProgress | None) -> SpeechMemory:
+    def _ended(self, waiting: list[Recording], on_progress: OnProgress | None) -> SpeechMemory:
         """The memory of the first that waits, now encoded; where progress is told, it ends and the next begins."""
         memory = self._memory(waiting.pop(0))
         if on_progress:
@@ -378,7 +268,7 @@ class WindowEncoder:
             "device": self.model.device.type,
         }
 
-    def _memory(self, recording: _Recording) -> SpeechMemory:
+    def _memory(self, recording: Recording) -> SpeechMemory:
         ends = np.cumsum(recording.samples) / SAMPLE_RATE
         times = torch.from_numpy(np.stack([np.concatenate([[0.0], ends[:-1]]), ends], axis=1))
         facts = MemoryFacts(
@@ -420,14 +310,6 @@ def _stacked(tokens: list[torch.Tensor]) -> torch.Tensor:
     return whole
 
 
-def _file_stamp(source: AudioSource) -> tuple[int, int, int] | None:
-    """What shows that a file was changed: its number, size and time; `None` of what is no file."""
-    if not isinstance(source, str | os.PathLike) or not Path(source).is_file():
-        return None
-    facts = os.stat(source)
-    return facts.st_ino, facts.st_size, facts.st_mtime_ns
-
-
 def fast_dtype(device: torch.device) -> tuple[torch.dtype | None, str]:
     """What encoder and HFQ-Former best compute in on a device, `None` for the model's own, and why."""
     if device.type == "cpu":
@@ -443,15 +325,6 @@ def name_of(source: AudioSource) -> str:
     if callable(name):
         name = name()
     return str(name) if isinstance(name, str) else "the recording"
-
-
-def is_silent(samples: np.ndarray) -> bool:
-    """Whether no half second is louder than `SILENCE_DBFS`: digital silence, and the noise of quantising it."""
-    loudest = 0.0
-    for start in range(0, len(samples), STRETCH_SAMPLES):
-        stretch = samples[start : start + STRETCH_SAMPLES]
-        loudest = max(loudest, float(np.mean(np.square(stretch, dtype=np.float64))))
-    return loudest < 10 ** (SILENCE_DBFS / 10)
 
 
 def window_seconds(times: torch.Tensor) -> list[float]:

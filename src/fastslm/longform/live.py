@@ -16,7 +16,8 @@ from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES, stream_chunks
 from fastslm.errors import OptionError
 from fastslm.features import window_mel
 from fastslm.longform.cuts import Cuts, check_cuts, cut
-from fastslm.longform.encoder import WindowEncoder, is_silent
+from fastslm.longform.encoder import WindowEncoder
+from fastslm.longform.hearing import is_silent
 from fastslm.longform.memory import MemoryFacts, SpeechMemory
 from fastslm.longform.results import Segment
 from fastslm.longform.transcription import Transcriber, TranscriptionOptions
