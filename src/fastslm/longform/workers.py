@@ -14,13 +14,19 @@ from typing import Generic, TypeVar
 import torch
 
 Result = TypeVar("Result")
-# More would hold more windows than the few that a small machine has room for; each then has several threads.
-MOST_WORKERS = 4
+# Up to so many threads each is a worker. More workers would hold more windows than the few that a small machine has
+# room for; beyond, each has several threads, as many as the others, and there are the fewest that leave none idle.
+FEW_WORKERS, MOST_WORKERS = 4, 7
 
 
 def worker_count(device: torch.device) -> int:
     """How many groups a device computes side by side: on a CPU one for each of torch's threads, up to a few."""
-    return min(torch.get_num_threads(), MOST_WORKERS) if device.type == "cpu" else 1
+    if device.type != "cpu":
+        return 1
+    threads = torch.get_num_threads()
+    if threads <= FEW_WORKERS:
+        return threads
+    return max(range(FEW_WORKERS, MOST_WORKERS + 1), key=lambda count: count * (threads // count))
 
 
 @dataclass
