@@ -14,6 +14,7 @@ from fastslm.errors import AudioError, CheckpointError, FastSLMError, OptionErro
 from fastslm.loading import load
 from fastslm.longform.encoder import GROUP_WINDOWS
 from fastslm.longform.memory import SpeechMemory
+from fastslm.longform.results import Progress
 from fastslm.speech import FastSLM
 
 __all__ = ["make_checkpoint", "tiny", "tiny_checkpoint"]
@@ -284,6 +285,23 @@ def test_progress_grows_to_the_whole_recording(tiny: FastSLM) -> None:
     tiny.encode(noise(500), on_progress=lambda p: seen.append((p.seconds, p.total_seconds)))
     assert [total for _, total in seen] == [500.0] * len(seen)
     assert [seconds for seconds, _ in seen] == [*range(0, 500, GROUP_WINDOWS * WINDOW_SECONDS), 500]
+
+
+@pytest.mark.parametrize("method", [None, "window", "context"])
+def test_of_a_memory_the_reading_is_the_progress(tiny: FastSLM, method: str | None) -> None:
+    memory = tiny.encode(noise(500))
+    seen: list[Progress] = []
+    options = {"reader": "llm", "method": method, "max_new_tokens": 4, "no_speech": "read"} if method else {}
+    tiny.transcribe(memory, on_progress=seen.append, **options)  # type: ignore[arg-type]
+    seconds = [progress.seconds for progress in seen]
+    assert len(seconds) > 1
+    assert seconds == sorted(set(seconds))
+    assert seen[-1] == Progress(500, 500)
+
+
+def test_a_memory_has_no_file_for_what_is_finished(tiny: FastSLM, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="kept_at was given with a speech memory"):
+        tiny.encode(tiny.encode(noise(1)), kept_at=tmp_path / "talk.partial")
 
 
 def test_the_authors_mel_counts_whole_frames_only(make_checkpoint: MakeCheckpoint) -> None:

@@ -52,8 +52,8 @@ class FastSLM:
         self.processor = processor
         self.name = name
         self.encoder = WindowEncoder(model, dtype=encoder_dtype)
-        self.transcriber = Transcriber(model, processor)
         self.answerer = Answerer(model, processor)
+        self.transcriber = Transcriber(model, processor, recordings=self.answerer.recordings)
 
     @property
     def fingerprint(self) -> str:
@@ -84,10 +84,10 @@ class FastSLM:
 
         Raises:
             AudioError: the recording cannot be read; a CutShortError, it breaks off.
-            OptionError: unknown cuts, or such as the model does not allow.
+            OptionError: unknown cuts, or such as the model does not allow; what a memory cannot have.
             CheckpointError: a memory of another model.
         """
-        _check_options(source, sampling_rate, cuts)
+        _check_options(source, sampling_rate, cuts, kept_at)
         memory = _memory(source)
         if memory is None:
             assert not isinstance(source, SpeechMemory)
@@ -123,7 +123,8 @@ class FastSLM:
         Args:
             language, reader, max_new_tokens, method, context_windows, repetition, no_speech: those of
                 `TranscriptionOptions`.
-            cuts, sampling_rate, partial, on_progress: those of `encode`.
+            cuts, sampling_rate, partial: those of `encode`.
+            on_progress: that of `encode`; of a memory, told how much of it is read.
 
         Raises:
             AudioError: the recording cannot be read.
@@ -134,7 +135,9 @@ class FastSLM:
         options = TranscriptionOptions(language, reader, max_new_tokens, method, context_windows, repetition, no_speech)
         options = options.resolved(self.model)
         memory = self.encode(source, sampling_rate=sampling_rate, cuts=cuts, partial=partial, on_progress=on_progress)
-        (transcript,) = self.transcriber.transcribe(iter([memory]), options, started)
+        # The encoding was told of; of a memory, the reading is all the work.
+        reading = on_progress if _is_memory(source) else None
+        (transcript,) = self.transcriber.transcribe(iter([memory]), options, started, reading)
         return transcript
 
     def transcribe_many(
@@ -264,12 +267,16 @@ def _is_memory(source: Source) -> bool:
     return named or isinstance(source, SpeechMemory)
 
 
-def _check_options(source: Source, sampling_rate: float | None, cuts: Cuts | None) -> None:
+def _check_options(
+    source: Source, sampling_rate: float | None, cuts: Cuts | None, kept_at: str | os.PathLike | None = None
+) -> None:
     """Raise what a speech memory cannot have."""
     if not _is_memory(source):
         return
     if sampling_rate is not None:
         raise OptionError("A sampling rate was given with a speech memory: leave it out, it belongs to arrays.")
+    if kept_at is not None:
+        raise OptionError("kept_at was given with a speech memory: leave it out, there is nothing left to encode.")
     name = source.facts.name if isinstance(source, SpeechMemory) else os.fspath(source)  # type: ignore[arg-type]
     refuse_cuts_of_memory(cuts, name)
 

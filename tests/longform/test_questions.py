@@ -11,6 +11,7 @@ from tiny_fastslm import CONTEXT, noise
 
 from fastslm.errors import OptionError
 from fastslm.longform.questions import Answerer
+from fastslm.longform.transcription import Transcriber
 from fastslm.speech import FastSLM
 
 SHORT: Any = {"max_new_tokens": 8, "repetition": "keep"}
@@ -20,6 +21,8 @@ SHORT: Any = {"max_new_tokens": 8, "repetition": "keep"}
 def fresh(tiny: FastSLM, monkeypatch: pytest.MonkeyPatch) -> FastSLM:
     """The tiny model with nothing kept."""
     monkeypatch.setattr(tiny, "answerer", Answerer(tiny.model, tiny.processor))
+    transcriber = Transcriber(tiny.model, tiny.processor, recordings=tiny.answerer.recordings)
+    monkeypatch.setattr(tiny, "transcriber", transcriber)
     return tiny
 
 
@@ -73,6 +76,30 @@ def test_other_tasks_take_the_same_prefix(fresh: FastSLM) -> None:
     assert fresh.translate(memory, **SHORT).usage.cached_tokens > 150
     assert fresh.ask(memory, "Who?", **SHORT).usage.cached_tokens > 150
     assert fresh.ask(fresh.encode(noise(65, 1)), "Who?", **SHORT).usage.cached_tokens == 0
+
+
+@pytest.mark.parametrize("asked_before", [True, False])
+def test_a_transcript_of_the_whole_takes_and_leaves_the_same_prefix(
+    fresh: FastSLM, places: list[int], monkeypatch, asked_before: bool
+) -> None:
+    memory = long_memory(fresh, 10)
+    whole: Any = {"reader": "llm", "method": "whole", "no_speech": "read"}
+
+    def ask() -> bool:
+        return fresh.ask(memory, "Who won?", **SHORT).usage.cached_tokens > 500
+
+    def transcribe() -> bool:
+        places.clear()
+        texts.append(fresh.transcribe(memory, **whole, **SHORT).text)
+        return max(places) < 100
+
+    texts: list[str] = []
+    first, *later = [ask, transcribe, transcribe] if asked_before else [transcribe, ask, transcribe]
+    assert not first()
+    assert all(task() for task in later)
+    monkeypatch.setattr("fastslm.longform.readers.can_keep", lambda model: False)
+    assert not transcribe()
+    assert len(set(texts)) == 1
 
 
 def test_a_text_is_that_of_one_prompt_without_any_cache(fresh: FastSLM, monkeypatch) -> None:

@@ -22,6 +22,7 @@ from fastslm.model import whisper_reader
 from fastslm.model.base_weights import load_decoder
 from fastslm.model.ctc_head import BLANK, CTCHead, FrameCTCHead, ctc_ids
 from fastslm.model.heard_words import FADING, fold
+from fastslm.model.loops import LOOP_TOKENS
 from fastslm.model.lora import is_lora_key, lora_parameters
 from fastslm.model.modeling import FastSLMForConditionalGeneration as Model
 from fastslm.model.processing import FastSLMProcessor
@@ -236,6 +237,25 @@ def test_the_projection_adds_the_words_that_the_reader_hears(model: Any, monkeyp
     assert texts[1] == texts[3] == ""
     expected = model.heard_words.embed(texts, model.get_input_embeddings()).view(plain.shape)
     torch.testing.assert_close(model.project(tokens) - plain, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_heard_text_that_loops_ends_there_without_its_copies(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = model.reader
+    phrase = reader.tokenizer.encode("cat", add_special_tokens=False)
+    once = [*phrase, reader.tokenizer.eos_token_id]
+    rows: list[int] = []
+
+    def written(hidden: torch.Tensor) -> torch.Tensor:
+        step = len(rows)
+        rows.append(len(hidden))
+        # The first window's text goes on for ever, the second's ends.
+        wanted = torch.tensor([phrase[step % len(phrase)], once[min(step, len(phrase))]])
+        return torch.nn.functional.one_hot(wanted[: len(hidden)], reader.decoder.config.vocab_size).float()
+
+    monkeypatch.setattr(reader, "next_scores", written)
+    assert model.heard_words.texts(some_tokens(2), [True, True]) == ["cat", "cat"]
+    assert rows[: len(once)] == [2] * len(once)
+    assert len(once) < len(rows) < 2 * LOOP_TOKENS
 
 
 def test_without_heard_words_the_projection_is_linear_and_asks_no_reader(make: Any) -> None:

@@ -7,11 +7,11 @@ from numbers import Integral
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 
 from fastslm.errors import OptionError
-from fastslm.longform.loops import repeated
 from fastslm.longform.results import FinishReason
+from fastslm.model.loops import RowsDone
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 from fastslm.prompts import DEFAULT_LANGUAGE, language_code, language_name
@@ -32,7 +32,7 @@ class Decoding:
     Attributes:
         no_repeat_ngram_size: no sequence of so many tokens is written twice; 0 allows all.
         repetition_penalty: what divides the score of a token that was written before; 1 leaves it.
-        stop_at_loop: end a text that has fallen into a loop (`fastslm.longform.loops`); no other text is touched.
+        stop_at_loop: end a text that has fallen into a loop (`fastslm.model.loops`); no other text is touched.
     """
 
     no_repeat_ngram_size: int = 0
@@ -161,23 +161,6 @@ def write(
     ends = _end_tokens(model, processor)
     new = written[:, ids.shape[1] :].tolist()
     return [_generated(row[:length], ends, processor) for row, length in zip(new, done.lengths, strict=True)]
-
-
-class RowsDone(StoppingCriteria):
-    """Ends each row at its own budget or, where that is asked for, once it is in a loop."""
-
-    LOOK_EVERY = 16
-
-    def __init__(self, start: int, budgets: Sequence[int], stop_at_loop: bool):
-        self.start, self.lengths, self.stop_at_loop = start, list(budgets), stop_at_loop
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
-        written = input_ids.shape[1] - self.start
-        if self.stop_at_loop and written % self.LOOK_EVERY == 0:
-            for row, length in enumerate(self.lengths):
-                if written < length and repeated(input_ids[row, self.start :].tolist()).any():
-                    self.lengths[row] = written
-        return torch.tensor([written >= length for length in self.lengths], device=input_ids.device)
 
 
 def prompt_ids(processor: FastSLMProcessor, prompt: str, windows: Sequence[int]) -> torch.Tensor:

@@ -12,7 +12,6 @@ import torch
 
 from fastslm.audio import WINDOW_SECONDS
 from fastslm.errors import OptionError
-from fastslm.longform.fingerprint import model_fingerprint
 from fastslm.longform.generation import (
     Decoding,
     Generated,
@@ -25,8 +24,9 @@ from fastslm.longform.generation import (
 )
 from fastslm.longform.map_reduce import MAP_QUESTION, Piece, reduce_notes, says_nothing, split
 from fastslm.longform.memory import SpeechMemory
-from fastslm.longform.prefix_cache import PrefixCache, can_keep, load_prefix, prefill, prefix_digest, save_prefix
+from fastslm.longform.prefix_cache import PrefixCache, can_keep
 from fastslm.longform.readers import Reading
+from fastslm.longform.recording_prefix import RecordingPrefixes
 from fastslm.longform.repetition import Repetition, check_repetition, guarded
 from fastslm.longform.results import Answer, FinishReason, Span, Usage, clock, ended
 from fastslm.longform.rope import check_rope_scaling, positions_limit, rope_scaled
@@ -100,24 +100,17 @@ class _Cost:
 
 
 class Answerer:
-    """Answers from speech memories with one model, and keeps what it made of the recordings asked last.
-
-    Attributes:
-        prefixes: what is kept; its `max_bytes` may be set.
-    """
+    """Answers from speech memories with one model; what it made of the recordings asked last, `recordings` keeps."""
 
     def __init__(self, model: FastSLMForConditionalGeneration, processor: FastSLMProcessor):
         self.model = model
         self.processor = processor
-        self.prefixes = PrefixCache()
-        self._fingerprint: str | None = None
+        self.recordings = RecordingPrefixes(model, processor)
 
     @property
-    def fingerprint(self) -> str:
-        """Of the model; taken once, so `prefixes.clear()` and a new object follow a change of weights."""
-        if self._fingerprint is None:
-            self._fingerprint = model_fingerprint(self.model)
-        return self._fingerprint
+    def prefixes(self) -> PrefixCache:
+        """What is kept; its `max_bytes` may be set."""
+        return self.recordings.cache
 
     def answer(
         self,
@@ -158,7 +151,7 @@ class Answerer:
                 text, reason, spans, more = self._map_reduce(pieces, task, options, prompt_options, cost)
                 warnings += more
         if reason != "silence":
-            warnings += caveats(self.model, task)
+            warnings += caveats(self.model, task, prompt_options.get("language"))
         heard = sum(float(end - start) for memory in memories for start, end in _sounding(memory))
         duration = sum(memory.duration for memory in memories)
         processing = monotonic() - started
@@ -285,34 +278,13 @@ class Answerer:
             budget = min(budget, limit - ids.shape[1])
         tokens = [piece.memory.tokens[piece.first : piece.last] for piece in pieces]
         if not can_keep(self.model):
-            return self._write(ids, budget, options, cost, speech_tokens=self._speech(tokens))
-        head, _ = self.processor.split_prompt(prompt)
-        head_ids = self._prompt_ids(head, pieces)
-        dtype = self.model.projector.weight.dtype
-        digest = prefix_digest((self.fingerprint, dtype, options.rope_scaling), head, tokens)
-        prefix, file = self.prefixes.get(digest), options.prefix_file
-        kept = prefix is not None
-        if prefix is None and file is not None and file.exists():
-            prefix, kept = load_prefix(file, digest, self.fingerprint, self.model), True
-        if prefix is None:
-            prefix = prefill(self.model, head_ids, self._speech(tokens), digest)
-        if kept:
-            cost.cached += prefix.length
-        else:
-            cost.prompt += prefix.length
-        if file is not None and not file.exists():
-            save_prefix(prefix, file, self.fingerprint)
-        self.prefixes.put(prefix)
-        try:
+            return self._write(ids, budget, options, cost, speech_tokens=self.recordings.heard(tokens))
+        with self.recordings.of(prompt, tokens, options.rope_scaling, options.prefix_file) as (prefix, kept):
+            if kept:
+                cost.cached += prefix.length
+            else:
+                cost.prompt += prefix.length
             return self._write(ids, budget, options, cost, after=prefix.length, past_key_values=prefix.cache)
-        finally:
-            prefix.shrink()
-            self.prefixes.trim()
-
-    @torch.inference_mode()
-    def _speech(self, tokens: Sequence[torch.Tensor]) -> torch.Tensor:
-        """What the language model reads of recordings, (places, text hidden); hearing their words takes seconds."""
-        return torch.cat([self.model.project(own.to(self.model.device)).flatten(0, 1) for own in tokens])
 
     def _write(
         self, ids: torch.Tensor, budget: int, options: AnswerOptions, cost: _Cost, after: int = 0, **inputs: Any

@@ -17,17 +17,21 @@ from fastslm.errors import OptionError
 from fastslm.longform.generation import (
     PLAIN,
     Decoding,
-    RowsDone,
     caveats,
+    check_context,
     context_length,
     generate,
     prompt_ids,
     text_of,
     token_budget,
+    write,
 )
+from fastslm.longform.prefix_cache import can_keep
+from fastslm.longform.recording_prefix import RecordingPrefixes
 from fastslm.longform.results import FinishReason, Word
 from fastslm.longform.timestamps import word_times
 from fastslm.model.ctc_head import BLANK, SPACE, greedy_words
+from fastslm.model.loops import RowsDone
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 from fastslm.prompts import CONTROL_TOKEN
@@ -271,13 +275,25 @@ class LLMReader:
         (written,) = generate(self.model, self.processor, prompt, tokens[None], [budget], decoding)
         return Reading(written.text, (), written.ids, written.finish_reason)
 
-    def read_whole(self, tokens: torch.Tensor, budget: int, decoding: Decoding = PLAIN) -> Reading:
+    def read_whole(
+        self, tokens: torch.Tensor, budget: int, recordings: RecordingPrefixes, decoding: Decoding = PLAIN
+    ) -> Reading:
         """All windows of a recording, (windows, 50, hidden), in one prompt.
+
+        Args:
+            recordings: where it may have been read before, and is kept for the next time.
 
         Raises:
             OptionError: the language model has too few positions.
         """
-        return self.read_after(tokens, [], budget, decoding)
+        if not can_keep(self.model):
+            return self.read_after(tokens, [], budget, decoding)
+        prompt = self.processor.build_prompt("transcribe")
+        ids = prompt_ids(self.processor, prompt, [len(tokens)]).to(self.model.device)
+        check_context(self.model, ids.shape[1], len(tokens), budget)
+        with recordings.of(prompt, [tokens]) as (prefix, _):
+            (written,) = write(self.model, self.processor, ids, [budget], decoding, past_key_values=prefix.cache)
+        return Reading(written.text, (), written.ids, written.finish_reason)
 
     def whole_budget(self, tokens: torch.Tensor, seconds: float) -> int:
         """Tokens for all that is said in a recording, or what the positions leave room for, but at least half of it."""

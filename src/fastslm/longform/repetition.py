@@ -6,8 +6,8 @@ from typing import Literal, get_args
 
 from fastslm.errors import OptionError
 from fastslm.longform.generation import PLAIN, WATCHED, Decoding
-from fastslm.longform.loops import repeated
 from fastslm.longform.readers import Reading
+from fastslm.model.loops import repeated
 
 # `retry`: written again with what holds against loops, and cut if that fails; `cut`: cut at once; `keep`: left alone.
 Repetition = Literal["retry", "cut", "keep"]

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 
 from fastslm.errors import OptionError
-from fastslm.longform.encoder import window_seconds
+from fastslm.longform.encoder import OnProgress, window_seconds
 from fastslm.longform.generation import Decoding, check_budget, token_budget
 from fastslm.longform.memory import SpeechMemory
 from fastslm.longform.readers import (
@@ -26,8 +26,9 @@ from fastslm.longform.readers import (
     choose_method,
     reader_named,
 )
+from fastslm.longform.recording_prefix import RecordingPrefixes
 from fastslm.longform.repetition import Repetition, check_repetition, guarded
-from fastslm.longform.results import Segment, Transcript, Usage, Word, clock
+from fastslm.longform.results import Progress, Segment, Transcript, Usage, Word, clock
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 from fastslm.prompts import LANGUAGES, language_name
@@ -115,6 +116,7 @@ class Transcriber:
     Args:
         read_together: windows that are read together by the method `window`, by default the reader's own number; it
             changes no text.
+        recordings: what the language model made of recordings before, from which the method `whole` goes on.
     """
 
     def __init__(
@@ -122,14 +124,20 @@ class Transcriber:
         model: FastSLMForConditionalGeneration,
         processor: FastSLMProcessor,
         read_together: int | None = None,
+        recordings: RecordingPrefixes | None = None,
     ):
         self.model = model
         self.processor = processor
         self.read_together = read_together
+        self.recordings = recordings or RecordingPrefixes(model, processor)
         self._readers: dict[str, WindowReader] = {}
 
     def transcribe(
-        self, memories: Iterator[SpeechMemory], options: TranscriptionOptions, started: float | None = None
+        self,
+        memories: Iterator[SpeechMemory],
+        options: TranscriptionOptions,
+        started: float | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Iterator[Transcript]:
         """A transcript for each memory, in order. By the method `window`, those of short recordings are read together.
 
@@ -139,6 +147,8 @@ class Transcriber:
 
         Args:
             started: when the work on the first of them began, by `time.monotonic`.
+            on_progress: told, by the methods `window` and `context`, of the seconds with sound that are read: of a
+                memory, or of several that are read together.
 
         Raises:
             OptionError: by the method `whole`, a recording longer than the language model's context.
@@ -148,9 +158,9 @@ class Transcriber:
         clock_started = monotonic() if started is None else started
         for group in _grouped(memories, self._together(reader) if options.method == "window" else 1):
             if options.method == "window":
-                own = self._by_window(reader, group, options)
+                own = self._by_window(reader, group, options, on_progress)
             elif options.method == "context":
-                own = [self._by_context(reader, memory, options) for memory in group]
+                own = [self._by_context(reader, memory, options, on_progress) for memory in group]
             else:
                 own = [[self._whole(reader, memory, options)] for memory in group]
             elapsed = monotonic() - clock_started
@@ -169,7 +179,11 @@ class Transcriber:
         return self.read_together or reader.read_together
 
     def _by_window(
-        self, reader: WindowReader, group: list[SpeechMemory], options: TranscriptionOptions
+        self,
+        reader: WindowReader,
+        group: list[SpeechMemory],
+        options: TranscriptionOptions,
+        on_progress: OnProgress | None,
     ) -> list[list[Reading]]:
         # Whisper's decoder hears for itself whether there are letters, in the frames that it reads.
         hears = isinstance(reader, WhisperDecoderReader)
@@ -180,7 +194,7 @@ class Transcriber:
             for tokens, seconds, silent in zip(memory.tokens, window_seconds(memory.times), own, strict=True)
             if not silent
         ]
-        readings = iter(self._read(reader, sounding, options))
+        readings = iter(self._read(reader, sounding, options, on_progress))
         return [[SILENT if silent else next(readings) for silent in own] for own in quiet]
 
     def _quiet(self, memory: SpeechMemory, options: TranscriptionOptions) -> list[bool]:
@@ -200,28 +214,43 @@ class Transcriber:
         return quiet
 
     def _read(
-        self, reader: WindowReader, windows: list[tuple[torch.Tensor, float]], options: TranscriptionOptions
+        self,
+        reader: WindowReader,
+        windows: list[tuple[torch.Tensor, float]],
+        options: TranscriptionOptions,
+        on_progress: OnProgress | None,
     ) -> list[Reading]:
         own_options: dict[str, Any] = {}
         if isinstance(reader, WhisperDecoderReader):
             own_options["no_speech"] = options.no_speech
+        tell = _Told([seconds for _, seconds in windows], on_progress)
 
         def read(rows: Sequence[int], decoding: Decoding) -> list[Reading]:
             seconds = [windows[row][1] for row in rows]
             budgets = [options.max_new_tokens or token_budget(own) for own in seconds]
             tokens = torch.stack([windows[row][0] for row in rows])
-            return reader.read(tokens, seconds, budgets, decoding, **own_options)
+            readings = reader.read(tokens, seconds, budgets, decoding, **own_options)
+            tell.read_to(max(rows, default=-1))
+            return readings
 
         # What writes no tokens has no loops.
         guard = options.repetition if reader.writes_tokens else "keep"
         return guarded(read, len(windows), reader.text_of, guard, self._together(reader))
 
-    def _by_context(self, reader: WindowReader, memory: SpeechMemory, options: TranscriptionOptions) -> list[Reading]:
+    def _by_context(
+        self,
+        reader: WindowReader,
+        memory: SpeechMemory,
+        options: TranscriptionOptions,
+        on_progress: OnProgress | None,
+    ) -> list[Reading]:
         assert isinstance(reader, LLMReader)
         assert options.context_windows is not None
         readings: list[Reading] = []
         quiet = self._quiet(memory, options)
+        tell = _Told(window_seconds(memory.times), on_progress)
         for index, (seconds, silent) in enumerate(zip(window_seconds(memory.times), quiet, strict=True)):
+            tell.read_to(index - 1)
             if silent:
                 readings.append(SILENT)
                 continue
@@ -235,6 +264,7 @@ class Transcriber:
                 return [reader.read_after(tokens, before, budget, decoding)]
 
             readings += guarded(read, 1, reader.text_of, options.repetition)
+        tell.read_to(len(readings) - 1)
         return readings
 
     def _whole(self, reader: WindowReader, memory: SpeechMemory, options: TranscriptionOptions) -> Reading:
@@ -243,12 +273,25 @@ class Transcriber:
             return SILENT
         budget = options.max_new_tokens or reader.whole_budget(memory.tokens, memory.duration)
         (reading,) = guarded(
-            lambda _, decoding: [reader.read_whole(memory.tokens, budget, decoding)],
+            lambda _, decoding: [reader.read_whole(memory.tokens, budget, self.recordings, decoding)],
             1,
             reader.text_of,
             options.repetition,
         )
         return reading
+
+
+class _Told:
+    """Somebody is told how much is read, and not again where windows are read once more."""
+
+    def __init__(self, seconds: Sequence[float], on_progress: OnProgress | None):
+        self.seconds, self.on_progress, self.furthest = seconds, on_progress, -1
+
+    def read_to(self, window: int) -> None:
+        """Windows up to this one are read."""
+        if self.on_progress is not None and window > self.furthest:
+            self.furthest = window
+            self.on_progress(Progress(sum(self.seconds[: window + 1]), sum(self.seconds)))
 
 
 def _grouped(memories: Iterator[SpeechMemory], least: int) -> Iterator[list[SpeechMemory]]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fastslm.model.loops import RowsDone, repeated
 from fastslm.model.whisper_reader import WhisperReader
 from fastslm.weights import resolve
 
@@ -52,14 +53,27 @@ class HeardWords:
         return AutoTokenizer.from_pretrained(resolve(self.base))
 
     def texts(self, tokens: torch.Tensor, spoken: Sequence[bool]) -> list[str]:
-        """What the reader hears in each window, (windows, places, hidden), in which somebody speaks; else nothing."""
+        """What the reader hears in each window, (windows, places, hidden), in which somebody speaks; else nothing.
+
+        A text that falls into a loop ends there, without its copies.
+        """
         rows = [row for row, speaks in enumerate(spoken) if speaks]
         groups = tokens[rows].split(READ_TOGETHER) if rows else ()
-        heard = [read.text for group in groups for read in self.reader.read(group, MOST_TOKENS)]
+        heard = [text for group in groups for text in self._read(group)]
         found = [""] * len(tokens)
         for row, text in zip(rows, heard, strict=True):
             found[row] = text
         return found
+
+    def _read(self, tokens: torch.Tensor) -> list[str]:
+        done = RowsDone(len(self.reader.start), [MOST_TOKENS] * len(tokens), stop_at_loop=True)
+        texts = []
+        for read, length in zip(self.reader.read(tokens, MOST_TOKENS, done), done.lengths, strict=True):
+            again = repeated(read.ids[:length])
+            loops = bool(again.any())
+            kept = [token for token, copy in zip(read.ids[:length], again, strict=True) if not copy]
+            texts.append(self.reader.text_of(kept) if loops else read.text)
+        return texts
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str], embedding: nn.Module) -> torch.Tensor:

@@ -114,9 +114,9 @@ class WhisperReader(nn.Module):
         return F.linear(hidden, self.decoder.embed_tokens.weight)
 
     @torch.no_grad()
-    def read(self, tokens: torch.Tensor, max_new_tokens: int) -> list[ReadText]:
+    def read(self, tokens: torch.Tensor, max_new_tokens: int, done: StoppingCriteria | None = None) -> list[ReadText]:
         """The greedy text of each window, (windows, 50, hidden) from the HFQ-Former; see `read_frames`."""
-        return self.read_frames(self.unfolded(tokens), max_new_tokens)
+        return self.read_frames(self.unfolded(tokens), max_new_tokens, done)
 
     def unfolded(self, tokens: torch.Tensor) -> torch.Tensor:
         """What the decoder and the CTC head read: (windows, 50, hidden) → (windows, frames, hidden).

@@ -1,12 +1,15 @@
-"""Where a text says the same again and again, seen in its tokens.
+"""Where a text says the same again and again, seen in its tokens, and what ends it there.
 
 Tokens are looked at, not confidence: a language model is sure of its loops.
 """
 
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
+from transformers import StoppingCriteria
 
 # A loop is so many copies of up to PERIOD tokens, in so many tokens altogether: people do say a word five times.
 COPIES = 4
@@ -37,6 +40,23 @@ def repeated(ids: Sequence[int]) -> np.ndarray:
         if len(stretch) >= SHORTEST_STRETCH and compression(stretch) >= RATIO:
             again[start : start + STRETCH] |= _said_before(stretch)
     return again
+
+
+class RowsDone(StoppingCriteria):
+    """Ends each row at its own budget or, where that is asked for, once it is in a loop."""
+
+    LOOK_EVERY = 16
+
+    def __init__(self, start: int, budgets: Sequence[int], stop_at_loop: bool):
+        self.start, self.lengths, self.stop_at_loop = start, list(budgets), stop_at_loop
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+        written = input_ids.shape[1] - self.start
+        if self.stop_at_loop and written % self.LOOK_EVERY == 0:
+            for row, length in enumerate(self.lengths):
+                if written < length and repeated(input_ids[row, self.start :].tolist()).any():
+                    self.lengths[row] = written
+        return torch.tensor([written >= length for length in self.lengths], device=input_ids.device)
 
 
 def compression(tokens: np.ndarray) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastslm.longform.loops import COPIES, LOOP_TOKENS, PERIOD, RATIO, compression, repeated
+from fastslm.model.loops import COPIES, LOOP_TOKENS, PERIOD, RATIO, compression, repeated
 
 
 @given(st.lists(st.integers(0, 50_000), unique=True, max_size=400))
