@@ -40,6 +40,12 @@ def test_an_unknown_mode_is_refused(wrong):
         FastSLMConfig(**wrong)
 
 
+@pytest.mark.parametrize(("reader", "needs"), [("ctc", "ctc_head"), ("whisper", "reader_base")])
+def test_a_best_reader_that_is_not_there_is_refused(reader, needs):
+    with pytest.raises(ValueError, match=f"{reader}' needs {needs}"):
+        FastSLMConfig(transcript_reader=reader)
+
+
 def test_a_former_of_another_width_than_the_encoder_is_refused():
     with pytest.raises(ValueError, match="must be equal"):
         FastSLMConfig(audio_config={"d_model": 384}, hfq_config={"hidden_size": 512})

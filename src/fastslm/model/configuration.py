@@ -226,6 +226,8 @@ class FastSLMConfig(PreTrainedConfig):
             )
         if transcript_reader == "whisper" and reader_base is None:
             raise ValueError("transcript_reader 'whisper' needs reader_base, whose decoder reads: give both.")
+        if transcript_reader == "ctc" and not ctc_head:
+            raise ValueError("transcript_reader 'ctc' needs ctc_head, which reads: give both.")
         if not self.languages:
             raise ValueError("languages is empty; it must name at least one code, such as en.")
         if self.hfq_config.hidden_size != self.audio_config.d_model:
