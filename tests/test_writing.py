@@ -50,3 +50,10 @@ def test_the_file_has_the_users_ordinary_permissions(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     target = write_text(tmp_path / "a.txt", "x")
     assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+@pytest.mark.parametrize("letter", ["n", "ü"])
+def test_a_name_may_be_as_long_as_the_disk_allows(tmp_path: Path, letter: str) -> None:
+    target = tmp_path / (letter * (251 // len(letter.encode())) + ".txt")
+    assert write_text(target, "x").read_text() == "x"
+    assert list(tmp_path.iterdir()) == [target]

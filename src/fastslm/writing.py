@@ -23,7 +23,8 @@ def beside(path: str | os.PathLike) -> Iterator[Path]:
     target = Path(path)
     scratch: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
+        # The beginning says what it is, and leaves room for the rest where the name is as long as names can be.
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:50]}.", suffix=".partial")
         os.close(handle)
         scratch = Path(name)
         yield scratch

@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fastslm.cli import run
+from fastslm.cli.files import output_paths
 from fastslm.longform.memory import SpeechMemory
 
 
@@ -97,6 +99,80 @@ def test_files_are_all_written_and_whole_though_nobody_reads_their_names(
     assert [file.name for file in written] == [f"a{suffix}", f"b{suffix}"]
     for file in written:
         assert SpeechMemory.load(file).duration == 2 if task == "encode" else file.read_text().endswith("\n")
+
+
+def test_a_result_is_not_written_over_any_recording_that_is_asked_about(
+    tmp_path: Path, encode, tone, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr("fastslm.cli.files.load_quietly", lambda *_: pytest.fail("a model was loaded"))
+    first, second = encode(tmp_path / "a.wav", tone(1.0)), encode(tmp_path / "b.wav", tone(2.0))
+    second = second.rename(tmp_path / "a.txt")
+    content = second.read_bytes()
+    assert run(["ask", "--together", str(first), str(second), "Who?", "--output-dir", str(tmp_path)]) == 2
+    assert f"would be written over {second}: choose another --output-dir" in capsys.readouterr().err
+    assert second.read_bytes() == content
+
+
+def test_each_of_many_files_is_looked_at_once(tmp_path: Path, monkeypatch) -> None:
+    files = [tmp_path / f"{number}.wav" for number in range(20)]
+    targets = {file: file.with_suffix(".txt") for file in files}
+    for file in (*files, *targets.values()):
+        file.touch()
+    looked, ordinary = Counter[str](), os.stat
+
+    def counted(path, **options):
+        looked[str(path)] += 1
+        return ordinary(path, **options)
+
+    monkeypatch.setattr(os, "stat", counted)
+    assert output_paths(files, tmp_path, ".txt") == targets
+    monkeypatch.undo()
+    assert {looked[str(file)] for file in (*files, *targets.values())} == {1}
+
+
+@pytest.mark.parametrize("task", ["transcribe", "plan", "ask"])
+@pytest.mark.parametrize("named", ["n" * 300, "n" * 300 + ".fslm"], ids=["recording", "memory"])
+def test_a_name_longer_than_names_can_be_is_a_sentence_and_costs_the_other_files_nothing(
+    tmp_path: Path, encode, tone, tiny_checkpoint: Path, capsys, monkeypatch, task: str, named: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    question = ["--question", "Who?"] if task == "ask" else []
+    sound = str(encode(tmp_path / "a.wav", tone(1.0)))
+    assert run([task, named, sound, *question, "--model", str(tiny_checkpoint)]) == 2
+    printed = capsys.readouterr()
+    assert len([line for line in printed.err.splitlines() if line.startswith(f"fastslm: {named} ")]) == 1
+    assert f"==> {sound} <==" in printed.out
+
+
+def test_a_result_whose_name_is_too_long_is_a_sentence_before_a_model_is_loaded(
+    tmp_path: Path, encode, tone, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr("fastslm.cli.files.load_quietly", lambda *_: pytest.fail("a model was loaded"))
+    sound = encode(tmp_path / "a.wav", tone(1.0)).rename(tmp_path / f"{'n' * 251}.wav")
+    assert run(["encode", str(sound), "--output-dir", str(tmp_path / "out")]) == 2
+    assert "too long a name for the disk: shorten the file's name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["transcribe", "a.wav", "--model"],
+        ["evaluate", "asr", "--manifest"],
+        ["data", "validate"],
+        ["train"],
+        ["verify-parity"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_name_too_long_is_a_sentence_of_any_command(
+    tmp_path: Path, encode, tone, capsys, monkeypatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    encode(tmp_path / "a.wav", tone(1.0))
+    assert run([*command, "n" * 300]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1
+    assert "n" * 300 in printed.err
 
 
 @pytest.mark.parametrize("group", [[], ["weights"], ["evaluate"]])

@@ -81,6 +81,8 @@ def run(arguments: list[str]) -> int:
             raise
         return NOBODY_READS
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return _complain(f"{error.filename} is too long for the name of a file: check the path.")
         if error.errno not in NO_ROOM:
             raise
         forget_what_cannot_be_written()

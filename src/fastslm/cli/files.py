@@ -1,6 +1,8 @@
 """One command over several files: each is read whatever becomes of the others, and progress is shown for each."""
 
+import errno
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -90,12 +92,16 @@ def load_quietly(model: str, device: str, dtype: str) -> "FastSLM":
     return load(model, device, dtype)
 
 
-def output_paths(files: list[Path], folder: Path, suffix: str) -> dict[Path, Path]:
+def output_paths(files: list[Path], folder: Path, suffix: str, *, read: Sequence[Path] = ()) -> dict[Path, Path]:
     """Where the result of each file goes.
+
+    Args:
+        read: all files that are read, where they are more than those that have a result.
 
     Raises:
         OptionError: two would go to the same place, or one to that of a file that is read.
-        FastSLMError: the folder cannot be made or written to, or a folder is where a result is to go.
+        FastSLMError: the folder cannot be made or written to, a folder is where a result is to go, or its name is too
+            long.
     """
     from fastslm.longform.memory import SUFFIX
 
@@ -107,23 +113,37 @@ def output_paths(files: list[Path], folder: Path, suffix: str) -> dict[Path, Pat
         ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise FastSLMError(f"The folder {folder} cannot be written to: choose another --output-dir.")
-    targets: dict[Path, Path] = {}
+    # Of thousands of files on a server each look counts, so each is looked at once. A memory may be written anew.
+    recordings = [own for own in read or files if own.suffix.lower() != SUFFIX]
+    sources = {(found.st_dev, found.st_ino): own for own in recordings if (found := _found(own)) is not None}
+    makers: dict[Path, Path] = {}
     for file in files:
         target = folder / f"{file.stem}{suffix}"
-        rival = next((other for other, taken in targets.items() if taken == target), None)
-        if rival is not None:
-            raise OptionError(f"{rival} and {file} would both be written to {target}: run them apart.")
-        overwritten = next((own for own in files if own.suffix.lower() != SUFFIX and _is_same(own, target)), None)
-        if overwritten is not None:
+        if target in makers:
+            raise OptionError(f"{makers[target]} and {file} would both be written to {target}: run them apart.")
+        found = _found(target, f"the result of {file}")
+        if found is not None and (overwritten := sources.get((found.st_dev, found.st_ino))) is not None:
             raise OptionError(f"The result of {file} would be written over {overwritten}: choose another --output-dir.")
-        if target.is_dir():
+        if found is not None and stat.S_ISDIR(found.st_mode):
             raise FastSLMError(f"{target} is a folder, and the result of {file} is to go there: move it away.")
-        targets[file] = target
-    return targets
+        makers[target] = file
+    return {file: target for target, file in makers.items()}
 
 
-def _is_same(file: Path, target: Path) -> bool:
-    return file.exists() and target.exists() and file.samefile(target)
+def _found(path: Path, result: str | None = None) -> os.stat_result | None:
+    """What is there, `None` if nothing is.
+
+    Raises:
+        FastSLMError: nothing can ever be there, where a `result` is to go.
+    """
+    try:
+        return os.stat(path)
+    except OSError as error:
+        if result is not None and error.errno == errno.ENAMETOOLONG:
+            raise FastSLMError(
+                f"{path}, where {result} is to go, is too long a name for the disk: shorten the file's name."
+            ) from None
+        return None
 
 
 def name_written(line: object) -> None:
@@ -158,7 +178,7 @@ def _look_at(file: Path, partial: bool, cuts: str | None) -> None:
     if file.suffix.lower() == SUFFIX:
         SpeechMemory.load(file)
         refuse_cuts_of_memory(cuts, str(file))
-    elif file.is_file():
+    elif os.path.isfile(file):  # not of the path, which raises where a name is too long
         next(stream_audio(file, block_samples=SAMPLE_RATE, on_cut=_let_pass if partial else None))
         if not partial:
             require_whole(file)

@@ -349,7 +349,8 @@ def _answers(
     if options["prefix_file"] is not None and len(files) > 1 and not together:
         raise OptionError("A --prefix-file keeps one prompt, and there are several files: give one, or --together.")
     named = files[:1] if together else files
-    targets = output_paths(named, output_dir, ".json" if as_json else ".txt") if output_dir else {}
+    suffix = ".json" if as_json else ".txt"
+    targets = output_paths(named, output_dir, suffix, read=files) if output_dir else {}
 
     def work(loaded: "FastSLM", file: Path, on_progress: "OnProgress") -> "Answer":
         return answer(loaded, list(files) if together else file, {**options, "partial": partial}, on_progress)
