@@ -252,3 +252,10 @@ def test_what_was_done_when_a_read_failed_is_kept_for_the_next_time(tiny: FastSL
     assert kept.exists()
     expected = tiny.encode(io.BytesIO(content))
     assert torch.equal(tiny.encode(io.BytesIO(content), kept_at=kept).tokens, expected.tokens)
+
+
+@pytest.mark.parametrize(("own", "asked"), [("float32", "float64"), ("bfloat16", "float32"), ("bfloat16", "float16")])
+def test_a_dtype_that_is_no_narrower_is_refused(make_checkpoint: MakeCheckpoint, own: str, asked: str) -> None:
+    model = load(make_checkpoint(), dtype=own, quiet=True).model
+    with pytest.raises(OptionError, match=f"cannot compute in {asked}.*the model's {own}"):
+        WindowEncoder(model, dtype=getattr(torch, asked))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from fastslm.audio import SAMPLE_RATE, AudioSource
+from fastslm.errors import OptionError
 from fastslm.errors import AudioError
 from fastslm.longform.ahead import ahead
 from fastslm.longform.cuts import Cuts, check_cuts
@@ -66,6 +67,9 @@ class WindowEncoder:
         dtype: what encoder and HFQ-Former compute in, and of the tokens; `None` is the model's own. In float32 a
             window's tokens do not depend on its group but for rounding (1e-4); in bfloat16 they agree as far as
             bfloat16 goes.
+
+    Raises:
+        OptionError: `dtype` is no narrower than the model's own.
     """
 
     def __init__(
@@ -79,6 +83,12 @@ class WindowEncoder:
         self.group_windows = group_windows
         self.workers = workers
         self.dtype = None if dtype is model.dtype else dtype
+        if self.dtype is not None and not (self.dtype.is_floating_point and self.dtype.itemsize < model.dtype.itemsize):
+            asked, own = (str(of).removeprefix("torch.") for of in (self.dtype, model.dtype))
+            raise OptionError(
+                f"The encoder cannot compute in {asked}, which is no narrower than the model's {own}: load the model in "
+                f"{asked}, or leave it out."
+            )
         self._fingerprint: str | None = None
         self._copies: _Narrow | None = None
         self._copying = Lock()
