@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from fastslm.audio import SAMPLE_RATE, AudioSource
-from fastslm.errors import OptionError
-from fastslm.errors import AudioError
+from fastslm.errors import AudioError, OptionError
 from fastslm.longform.ahead import ahead
 from fastslm.longform.cuts import Cuts, check_cuts
 from fastslm.longform.fingerprint import token_fingerprint
@@ -86,8 +85,8 @@ class WindowEncoder:
         if self.dtype is not None and not (self.dtype.is_floating_point and self.dtype.itemsize < model.dtype.itemsize):
             asked, own = (str(of).removeprefix("torch.") for of in (self.dtype, model.dtype))
             raise OptionError(
-                f"The encoder cannot compute in {asked}, which is no narrower than the model's {own}: load the model in "
-                f"{asked}, or leave it out."
+                f"The encoder cannot compute in {asked}, which is no narrower than the model's {own}: load the "
+                f"model in {asked}, or leave it out."
             )
         self._fingerprint: str | None = None
         self._copies: _Narrow | None = None
