@@ -208,6 +208,55 @@ def test_predictions_that_lack_what_figures_need_are_one_sentence(
         assert words in capsys.readouterr().err
 
 
+RUN = {"model": "m", "reader": "r", "seconds": 1, "processing_seconds": 1, "real_time_factor": 1}
+ROW = {"id": "0", "clip": "0.wav", "language": None, "hypothesis": "a", "finish_reason": "stop", "duration": 1.5}
+RIGHT = {
+    "asr": {"text": "a"},
+    "ast": {"request": {"to": "ko"}, "translation": "a"},
+    "ssum": {"summary": "a"},
+    "sqqa": {"answer": "a"},
+    "silence": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("suite", "line", "changed", "words"),
+    [
+        ("asr", 2, {"text": None}, "text is null, but text is needed"),
+        ("asr", 2, {"hypothesis": 3}, "hypothesis is 3, but text"),
+        ("asr", 2, {"language": ["en"]}, 'language is ["en"], but a code or null'),
+        ("asr", 2, {"clip": {}}, "clip is {}, but text"),
+        ("asr", 1, {"seconds": None}, "seconds is null, but a number"),
+        ("asr", 1, {"real_time_factor": "fast"}, 'real_time_factor is "fast", but a number'),
+        ("asr", 1, {"model": 3}, "model is 3, but text"),
+        ("silence", 2, {"duration": None}, "duration is null, but a number"),
+        ("silence", 2, {"duration": True}, "duration is true, but a number"),
+        ("silence", 2, {"duration": 10**400}, "duration is 1000"),
+        ("silence", 2, {"duration": float("nan")}, "duration is NaN, but a number"),
+        ("ast", 2, {"request": {}}, "there is no request.to"),
+        ("ast", 2, {"request": None}, "there is no request.to"),
+        ("ast", 2, {"request": {"to": None}}, "request.to is null, but text"),
+        ("ast", 2, {"translation": []}, "translation is [], but text"),
+        ("ssum", 2, {"summary": 0}, "summary is 0, but text"),
+        ("sqqa", 2, {"answer": None}, "answer is null, but text"),
+    ],
+)
+def test_predictions_with_what_no_figure_can_be_computed_from_are_one_sentence(
+    tmp_path: Path, capsys, suite: str, line: int, changed: dict[str, object], words: str
+) -> None:
+    rows: list[dict[str, object]] = [{"suite": suite, **RUN}, {**ROW, **RIGHT[suite]}]
+    whole, wrong = tmp_path / "whole.jsonl", tmp_path / "wrong.jsonl"
+    whole.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(["evaluate", "rescore", str(whole)]) == 0
+    rows[line - 1] |= changed
+    wrong.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for command in (["rescore", str(wrong)], ["compare", str(whole), str(wrong)]):
+        assert run(["evaluate", *command]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"fastslm: {wrong}, line {line}: {words}")
+        assert err.count("\n") == 1
+
+
 def test_a_file_that_holds_no_predictions_is_one_sentence(manifest: Path, capsys) -> None:
     assert run(["evaluate", "rescore", str(manifest)]) == 2
     assert "holds no predictions" in capsys.readouterr().err

@@ -61,6 +61,14 @@ def test_every_figure_has_its_interval_and_samples_and_says_what_it_belongs_to(
     assert named <= found.keys()
 
 
+def test_a_text_may_hold_what_other_programs_take_for_the_end_of_a_line(
+    make_manifest: Callable[..., Path], tmp_path: Path
+) -> None:
+    text, out = "one\u2028two\u2029three\x85four\x0bfive\r\nsix", tmp_path / "predictions.jsonl"
+    evaluate(ASR, Rote(text, "b"), make_manifest(*ROWS["asr"]), predictions=out)
+    assert Predictions.load(out).rows[0]["hypothesis"] == text
+
+
 def test_what_is_right_is_never_shown_to_the_system(make_manifest: Callable[..., Path]) -> None:
     system = Rote(*TEXTS["sqqa"])
     evaluate(SUITES["sqqa"], system, make_manifest(*ROWS["sqqa"]))

@@ -181,3 +181,12 @@ def test_augmented_windows_have_a_cache_of_their_own_and_each_variant_another_dr
     assert {label.clips for label in first.labels if label.clips} == clips
     same = [torch.equal(plain.frames([i]), first.frames([i])) for i, label in enumerate(plain.labels) if label.clips]
     assert not any(same)
+
+
+def test_a_text_may_hold_what_other_programs_take_for_the_end_of_a_line(recipe: Recipe, tmp_path: Path) -> None:
+    text = "one\u2028two\u2029three\x85four"
+    rows = [json.loads(line) for line in recipe.data.validation.read_text().split("\n") if line]
+    manifest = recipe.data.validation.with_name("separators.jsonl")
+    manifest.write_text(json.dumps({**rows[0], "text": text}) + "\n")
+    windows = cache_validation_windows(elsewhere(recipe, tmp_path / "other", validation=manifest))
+    assert [label.text for label in windows.labels] == [text]

@@ -1,7 +1,8 @@
 """Raw predictions as JSONL: a line about the run, then for each answer what was asked, is right, and was written."""
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,26 @@ from fastslm.writing import write_text
 NEEDED = ("id", "clip", "hypothesis", "finish_reason")
 # Of the run: what every report says.
 NEEDED_FACTS = ("model", "reader", "seconds", "processing_seconds", "real_time_factor")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: object) -> bool:
+    # JSON's numbers may be infinite, none at all, or integers beyond all floats.
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
+
+
+Kind = tuple[str, Callable[[object], bool]]
+TEXT: Kind = ("text", _is_text)
+# What is no text.
+KINDS: dict[str, Kind] = {
+    **dict.fromkeys(
+        ("duration", "seconds", "processing_seconds", "real_time_factor"), ("a number from 0 on", _is_number)
+    ),
+    "language": ("a code or null", lambda value: value is None or _is_text(value)),
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +62,9 @@ class Predictions:
             ManifestError: there is no such file, or it is something else.
         """
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            # Not `splitlines`, which also takes for ends of lines what texts may hold, such as U+2028.
+            with path.open(encoding="utf-8") as file:
+                lines = list(file)
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8"
             raise ManifestError(f"{path} cannot be read ({reason}): name a file of --predictions.") from error
@@ -60,12 +83,25 @@ class Predictions:
         return predictions
 
     def require(self, path: Path, keys: Sequence[str], facts: Sequence[str] = ()) -> None:
-        """Make sure that every row has these keys, and the run's line these facts.
+        """Make sure that every row has these keys, and the run's line these facts, each of its kind.
+
+        Args:
+            path: of the file, for the sentence.
+            keys, facts: `a.b` is the key `b` of what `a` holds. All are texts but those of `KINDS`.
 
         Raises:
-            ManifestError: one is missing; `path` and its line are named.
+            ManifestError: one is missing or of another kind; `path` and its line are named.
         """
         for number, row in enumerate((self.facts, *self.rows), 1):
-            needed = keys if number > 1 else facts
-            if missing := [key for key in needed if not isinstance(row, dict) or key not in row]:
-                raise ManifestError(f"{path}, line {number}: there is no {missing[0]}; write the predictions again.")
+            for key in keys if number > 1 else facts:
+                value: Any = row
+                for part in key.split("."):
+                    if not isinstance(value, dict) or part not in value:
+                        raise ManifestError(f"{path}, line {number}: there is no {key}; write the predictions again.")
+                    value = value[part]
+                kind, is_of_kind = KINDS.get(key, TEXT)
+                if not is_of_kind(value):
+                    raise ManifestError(
+                        f"{path}, line {number}: {key} is {json.dumps(value)[:40]}, but {kind} is needed; write the "
+                        "predictions again."
+                    )

@@ -37,7 +37,7 @@ class Suite(ABC):
         name: what the command line calls it.
         task: of `fastslm.prompts.TASKS`, what systems are asked to do.
         titles: what a person calls each figure, and how it is written.
-        needs: keys of the rows that the figures are computed from, beside what was written.
+        needs: keys of the rows that the figures are computed from, beside what was written (`Predictions.require`).
         group_by: a key of the rows; every value of it gets figures of its own.
     """
 

@@ -52,8 +52,9 @@ class CachedWindows:
         description = json.loads((folder / "description.json").read_text())
         self.folder = folder
         self.shape: tuple[int, int] = (description["frames"], description["hidden_size"])
-        lines = (folder / "labels.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
+        # Not `splitlines`, which also takes for ends of lines what texts may hold, such as U+2028.
+        with (folder / "labels.jsonl").open(encoding="utf-8") as labels:
+            rows = [json.loads(line) for line in labels]
         self.labels = [
             WindowLabel(row["text"], row["frames"], tuple(row["clips"]), f"{folder.name}-{index}")
             for index, row in enumerate(rows)

@@ -26,7 +26,7 @@ class Translation(Suite):
 
     name = "ast"
     task = "translate"
-    needs = ("request", "translation")
+    needs = ("request.to", "translation")
     titles = {"bleu": ("BLEU", ".1f")}  # noqa: RUF012
 
     def rows(self, clip: Clip) -> list[Row]:
