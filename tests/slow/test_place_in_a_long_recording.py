@@ -96,7 +96,7 @@ def test_an_order_in_three_hours_is_answered_from_the_part_that_says_it(
     """What this model can do: parts of 10 minutes, and what its training taught it to call not mentioned.
 
     By default parts are as long as the positions allow, an hour, of which it was not taught; and it names a drink
-    in any part, whether or not one is ordered (docs/evaluation.md).
+    in any part, whether or not one is ordered (docs/benchmarks.md).
     """
     order = next(clip for clip in read_manifest(DATA / "coffee" / "test.jsonl") if set(clip.slots or ()) >= ORDERED)
     before, after = [clip for clip in speech if clip.duration < 9][:2]
