@@ -103,7 +103,10 @@ def test_the_chunks_in_which_sound_comes_change_nothing(rate: int, size: int, bl
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"update_seconds": 0}, "more than 0"),
+        ({"update_seconds": 0}, "is 0, more than 0"),
+        ({"update_seconds": "2"}, "is '2', more than 0"),
+        ({"update_seconds": None}, "is None, more than 0"),
+        ({"update_seconds": float("nan")}, "is nan, more than 0"),
         ({"cuts": "quit"}, "did you mean 'quiet'"),
         ({"method": "whole", "reader": "llm"}, "it is window"),
         ({"reader": "cct"}, "did you mean 'ctc'"),

@@ -1,5 +1,6 @@
 """Answers about long recordings and several of them, and that a second question costs only itself."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,13 @@ def test_an_answer_that_is_a_loop_is_cut_and_says_so(fresh: FastSLM, monkeypatch
     assert fresh.ask(noise(1), "Who?", repetition="keep").text == "loop"
 
 
+def test_numbers_of_numpy_are_told_as_json(tiny: FastSLM) -> None:
+    options: Any = {"max_new_tokens": np.int64(4), "span_seconds": np.float32(60), "rope_scaling": np.float64(2)}
+    result = tiny.ask(noise(1), "Who?", method="map_reduce", **options).as_dict()
+    told = json.loads(json.dumps(result))["options"]
+    assert [told[name] for name in options] == [4, 60.0, 2.0]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -213,6 +221,7 @@ def test_an_answer_that_is_a_loop_is_cut_and_says_so(fresh: FastSLM, monkeypatch
         ({"max_new_tokens": 0}, "1 or more"),
         ({"max_new_tokens": 1.5}, "is 1.5, a whole number"),
         ({"max_new_tokens": "3"}, "is '3', a whole number"),
+        ({"max_new_tokens": True}, "is True, a whole number"),
         ({"span_seconds": "40"}, "is '40' by"),
         ({"rope_scaling": "2"}, "is '2': give a factor"),
         ({"repetition": "off"}, "choose one of retry"),

@@ -1,8 +1,10 @@
 """Methods, failures and places of transcripts, mostly with a reader that is made up."""
 
+import json
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from long_memory import long_memory
@@ -188,13 +190,23 @@ def test_whole_is_one_text_over_the_recording_and_of_one_window_that_of_the_wind
     assert tiny.transcribe(short, method="whole", **options).text == tiny.transcribe(short, **options).text
 
 
+def test_numbers_of_numpy_are_told_as_json(tiny: FastSLM) -> None:
+    options: Any = {"max_new_tokens": np.int64(4), "context_windows": np.int32(1)}
+    result = tiny.transcribe(noise(1), reader="llm", method="context", **options).as_dict()
+    told = json.loads(json.dumps(result))["options"]
+    assert (told["max_new_tokens"], told["context_windows"]) == (4, 1)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"method": "whole"}, "reader ctc cannot read by the method whole: choose the reader llm"),
         ({"method": "windw"}, "did you mean 'window'"),
         ({"reader": "llm", "context_windows": 2}, "by the method context"),
-        ({"reader": "llm", "method": "context", "context_windows": 0}, "give 1 or more"),
+        ({"reader": "llm", "method": "context", "context_windows": 0}, "is 0 by .* 1 or more"),
+        ({"reader": "llm", "method": "context", "context_windows": "2"}, "is '2' by .* 1 or more"),
+        ({"reader": "llm", "method": "context", "context_windows": 1.5}, "is 1.5 by .* 1 or more"),
+        ({"reader": "llm", "max_new_tokens": True}, "is True, a whole number"),
         ({"repetition": "cut"}, "writes no tokens: leave it out"),
         ({"no_speech": "skip"}, "writes no tokens: leave it out"),
         ({"reader": "llm", "no_speech": "hear"}, "choose one of skip, read"),

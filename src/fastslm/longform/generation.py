@@ -3,13 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import torch
 from transformers import StoppingCriteriaList
 
 from fastslm.errors import OptionError
+from fastslm.longform.numeric_options import is_whole
 from fastslm.longform.results import FinishReason
 from fastslm.model.loops import RowsDone
 from fastslm.model.modeling import FastSLMForConditionalGeneration
@@ -92,7 +92,7 @@ def check_budget(max_new_tokens: int | None) -> None:
     Raises:
         OptionError: it is not.
     """
-    if max_new_tokens is not None and not (isinstance(max_new_tokens, Integral) and max_new_tokens >= 1):
+    if max_new_tokens is not None and not is_whole(max_new_tokens):
         raise OptionError(
             f"max_new_tokens is {max_new_tokens!r}, a whole number of 1 or more is allowed: give one, or leave it out."
         )

@@ -19,6 +19,7 @@ from fastslm.longform.cuts import Cuts, check_cuts, cut
 from fastslm.longform.encoder import WindowEncoder
 from fastslm.longform.hearing import is_silent
 from fastslm.longform.memory import MemoryFacts, SpeechMemory
+from fastslm.longform.numeric_options import is_real
 from fastslm.longform.results import Segment
 from fastslm.longform.transcription import Transcriber, TranscriptionOptions
 
@@ -91,8 +92,10 @@ def check_live(encoder: WindowEncoder, options: TranscriptionOptions, cuts: Cuts
         )
     if options.method != "window":
         raise OptionError(f"A stream was to be read by the method {options.method}: leave it out, it is window.")
-    if not update_seconds > 0:
-        raise OptionError(f"update_seconds is {update_seconds}, more than 0 is allowed: give the seconds of an update.")
+    if not is_real(update_seconds) or not update_seconds > 0:
+        raise OptionError(
+            f"update_seconds is {update_seconds!r}, more than 0 is allowed: give the seconds of an update."
+        )
 
 
 class _LiveWindow:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from numbers import Real
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, get_args
@@ -24,6 +23,7 @@ from fastslm.longform.generation import (
 )
 from fastslm.longform.map_reduce import MAP_QUESTION, Piece, reduce_notes, says_nothing, split
 from fastslm.longform.memory import SpeechMemory
+from fastslm.longform.numeric_options import is_real, plain_numbers
 from fastslm.longform.prefix_cache import PrefixCache, can_keep
 from fastslm.longform.readers import Reading
 from fastslm.longform.recording_prefix import RecordingPrefixes
@@ -64,6 +64,9 @@ class AnswerOptions:
     repetition: Repetition = "retry"
     prefix_file: Path | None = None
 
+    def __post_init__(self) -> None:
+        plain_numbers(self)
+
     def check(self, model: FastSLMForConditionalGeneration) -> None:
         """Refuse what cannot be met.
 
@@ -76,7 +79,7 @@ class AnswerOptions:
         if self.method not in get_args(AnswerMethod):
             raise OptionError(f"There is no method {self.method!r}: choose one of {', '.join(get_args(AnswerMethod))}.")
         span = self.span_seconds
-        known = isinstance(span, Real) and WINDOW_SECONDS <= span < math.inf
+        known = is_real(span) and WINDOW_SECONDS <= span < math.inf
         if span is not None and (self.method == "whole" or not known):
             raise OptionError(
                 f"span_seconds is {self.span_seconds!r} by the method {self.method}: give {WINDOW_SECONDS} or more, by "

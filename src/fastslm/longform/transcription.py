@@ -12,6 +12,7 @@ from fastslm.errors import OptionError
 from fastslm.longform.encoder import OnProgress, window_seconds
 from fastslm.longform.generation import Decoding, check_budget, token_budget
 from fastslm.longform.memory import SpeechMemory
+from fastslm.longform.numeric_options import is_whole, plain_numbers
 from fastslm.longform.readers import (
     READERS,
     SILENT,
@@ -65,6 +66,9 @@ class TranscriptionOptions:
     repetition: Repetition = "retry"
     no_speech: NoSpeech | None = None
 
+    def __post_init__(self) -> None:
+        plain_numbers(self)
+
     def resolved(self, model: FastSLMForConditionalGeneration) -> "TranscriptionOptions":
         """The same with nothing left open, checked against a model.
 
@@ -80,9 +84,10 @@ class TranscriptionOptions:
         method = choose_method(self.method, reader)
         check_repetition(self.repetition)
         context = self.context_windows
-        if context is not None and (method != "context" or context < 1):
+        if context is not None and (method != "context" or not is_whole(context)):
             raise OptionError(
-                f"context_windows is {context} by the method {method}: give 1 or more, by the method context."
+                f"context_windows is {context!r} by the method {method}: give a whole number of 1 or more, by the "
+                "method context."
             )
         if self.no_speech not in (None, *get_args(NoSpeech)):
             raise OptionError(f"no_speech is {self.no_speech!r}: choose one of {', '.join(get_args(NoSpeech))}.")
