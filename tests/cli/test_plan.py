@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_fastslm import noise
+from tiny_fastslm import MakeCheckpoint, noise
 
 from fastslm.cli import files, run
 from fastslm.longform import plan as planning
@@ -22,6 +22,23 @@ def test_a_plan_names_windows_tokens_memory_and_the_reasons(
     out = capsys.readouterr().out
     for words in ("4, fixed cuts", "200, ", "KV cache", "in one prompt of 2048 positions", "are free", "float32 ("):
         assert words in out
+
+
+@pytest.fixture
+def cut_at_pauses(make_checkpoint: MakeCheckpoint) -> list[str]:
+    """The option of a model whose own cuts are quiet ones."""
+    return ["--model", str(make_checkpoint(reader=True, transcript_reader="whisper"))]
+
+
+def test_a_plan_is_of_the_cuts_that_the_tasks_make(
+    talk: Path, cut_at_pauses: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["plan", str(talk), *cut_at_pauses]) == 0
+    out = capsys.readouterr().out
+    assert "windows        at most 4, quiet cuts\n" in out
+    assert "speech tokens  at most 200, " in out
+    assert run(["plan", str(talk), *cut_at_pauses, "--cuts", "fixed"]) == 0
+    assert "windows        4, fixed cuts\n" in capsys.readouterr().out
 
 
 def test_a_plan_is_json_for_machines_and_of_a_memory_too(
@@ -91,6 +108,15 @@ def test_a_long_run_says_at_its_start_what_it_takes_and_a_short_one_does_not(
     said = capsys.readouterr().err
     assert f"fastslm: {talk} is 1:35 long: 4 windows, 200 speech tokens, about " in said
     assert "one prompt holds 17:00." in said
+
+
+@pytest.mark.parametrize(("cuts", "words"), [([], "at most 4 windows"), (["--cuts", "fixed"], "4 windows")])
+def test_a_long_run_says_how_many_windows_its_own_cuts_make(
+    talk: Path, cut_at_pauses: list[str], tmp_path: Path, capsys, monkeypatch, cuts: list[str], words: str
+) -> None:
+    monkeypatch.setattr(planning, "LONG_SECONDS", 90)
+    assert run(["encode", str(talk), "--output-dir", str(tmp_path / "out"), *cut_at_pauses, *cuts]) == 0
+    assert f"fastslm: {talk} is 1:35 long: {words}, " in capsys.readouterr().err
 
 
 def test_without_a_terminal_progress_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:

@@ -1,14 +1,31 @@
 """What a recording will take."""
 
+import numpy as np
 import pytest
 import torch
-from tiny_fastslm import CONTEXT, noise
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_fastslm import CONTEXT, MakeCheckpoint, noise
 
-from fastslm.audio import WINDOW_SECONDS
+from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SECONDS
 from fastslm.errors import CheckpointError
-from fastslm.longform.cuts import CUTS, Cuts
-from fastslm.longform.plan import OTHER_POSITIONS, empty_model, kv_bytes, plan
+from fastslm.loading import load
+from fastslm.longform.cuts import CUTS, PAUSE_STEPS, SEARCH_SAMPLES, STEP_SAMPLES, Cuts, cut
+from fastslm.longform.plan import OTHER_POSITIONS, empty_model, kv_bytes, most_windows, plan
 from fastslm.speech import FastSLM
+
+RECORDING = noise(150, 3)
+PAUSE = PAUSE_STEPS * STEP_SAMPLES
+# Samples of a window that is cut at the first place where a pause can be.
+SHORTEST = WINDOW_SAMPLES - SEARCH_SAMPLES + PAUSE // 2
+
+
+def _quiet_windows(samples: int, every: int) -> int:
+    """Windows of a recording that is cut in its pauses, one every so many samples."""
+    recording = RECORDING[:samples].copy()
+    for middle in range(every, samples, every):
+        recording[middle - PAUSE // 2 : middle + PAUSE // 2] = 0
+    return sum(1 for _ in cut(np.split(recording, range(160_000, samples, 160_000)), "quiet"))
 
 
 @pytest.mark.parametrize("seconds", [0.5, 30.0, 30.01, 300, 61.7])
@@ -28,6 +45,19 @@ def test_no_cuts_make_more_windows_than_planned(tiny: FastSLM, cuts: Cuts) -> No
     assert len(tiny.encoder.encode(recording, cuts=cuts).tokens) <= windows
 
 
+@settings(max_examples=25, deadline=None)
+@given(samples=st.integers(1, len(RECORDING)), every=st.integers(SHORTEST - 8000, WINDOW_SAMPLES) | st.just(SHORTEST))
+def test_quiet_cuts_never_make_more_windows_than_planned(samples: int, every: int) -> None:
+    assert _quiet_windows(samples, every) <= most_windows(samples / SAMPLE_RATE, "quiet")
+
+
+@pytest.mark.parametrize("cuts_made", range(4))
+def test_with_every_pause_as_early_as_it_can_be_there_are_as_many_windows_as_planned(cuts_made: int) -> None:
+    longest = WINDOW_SAMPLES + max(0, cuts_made - 1) * SHORTEST  # that needs no more cuts, but the last
+    samples = longest + (160 if cuts_made else 0)
+    assert _quiet_windows(samples, SHORTEST) == most_windows(samples / SAMPLE_RATE, "quiet") == cuts_made + 1
+
+
 def test_the_kv_cache_is_what_the_language_model_fills(tiny: FastSLM) -> None:
     ids = torch.zeros(1, 77, dtype=torch.long)
     cache = tiny.model(ids, use_cache=True).past_key_values
@@ -41,6 +71,22 @@ def test_weights_are_counted_without_loading_them(tiny: FastSLM, tiny_checkpoint
     loaded = sum(parameter.nbytes for parameter in tiny.model.parameters())
     assert plan(empty, 60, dtype=torch.float32).weight_bytes == loaded
     assert plan(empty, 60, dtype=torch.bfloat16).weight_bytes == loaded // 2
+
+
+def test_the_parts_that_compute_in_another_type_are_counted_as_they_lie_in_memory(
+    make_checkpoint: MakeCheckpoint,
+) -> None:
+    loaded = load(make_checkpoint(reader=True, transcript_reader="whisper"), device="cpu", dtype="float32", quiet=True)
+    speech = FastSLM(loaded.model, loaded.processor, encoder_dtype=torch.bfloat16)
+    assert speech.model.reader is not None
+    speech.model.reader.read_in(torch.bfloat16)
+    made, copies = speech.encode(noise(1)), speech.encoder._narrow
+    modules = (speech.model, copies.encoder, copies.hfq_former, speech.model.reader.reading)
+    planned = plan(speech.model, 1, encoder_dtype=torch.bfloat16)
+    # In a narrow copy norms and the like stay wide; each of these parts is 6 % or more.
+    held = sum(parameter.nbytes for module in modules for parameter in module.parameters())
+    assert planned.weight_bytes == pytest.approx(held, rel=0.01)
+    assert planned.memory_file_bytes == made.tokens.nbytes
 
 
 def test_the_longest_recording_fits_one_prompt_and_a_longer_one_does_not(tiny: FastSLM) -> None:

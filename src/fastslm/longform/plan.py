@@ -192,9 +192,12 @@ def empty_model(folder: Path) -> FastSLMForConditionalGeneration:
 
 
 def most_windows(seconds: float, cuts: Cuts) -> int:
-    """Windows of a recording: exactly, of fixed cuts; at most, of quiet ones, each of which may fall 5 s early."""
+    """Windows of a recording: exactly, of fixed cuts; at most, of quiet ones.
+
+    Each quiet cut may fall 5 s early, and there is none where 30 s or less are left.
+    """
     least = WINDOW_SECONDS - (SEARCH_SAMPLES / SAMPLE_RATE if cuts == "quiet" else 0)
-    return max(1, math.ceil(seconds / least - 1e-9))
+    return 1 + max(0, math.ceil((seconds - WINDOW_SECONDS) / least - 1e-9))
 
 
 def group_bytes(model: FastSLMForConditionalGeneration, windows: int, dtype: torch.dtype) -> int:
