@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fastslm.cli import run
 from fastslm.cli.standard_error import Forgiving
 
 
@@ -29,16 +30,39 @@ def broken(request: pytest.FixtureRequest, tmp_path: Path):
 
 
 def test_results_go_out_and_the_status_is_as_otherwise_whatever_becomes_of_standard_error(
-    tmp_path: Path, encode, tone, tiny_checkpoint: Path, broken: tuple[str, int | None]
+    tmp_path: Path, encode, tone, tiny_checkpoint: Path, capsys, broken: tuple[str, int | None]
 ) -> None:
     redirection, stderr = broken
     sounds = [str(encode(tmp_path / name, tone(2.0))) for name in ("a.wav", "b.wav")]
     options = ["--model", str(tiny_checkpoint), "--device", "cpu", "--dtype", "float32"]
     command = ["transcribe", str(tmp_path / "missing.wav"), *sounds, *options]
+    assert run(command) == 2  # for the missing file
+    expected = capsys.readouterr().out
+    assert [line for line in expected.splitlines() if line.startswith("==>")] == [f"==> {own} <==" for own in sounds]
     shell = ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, "-m", "fastslm", *command]
     done = subprocess.run(shell, stdout=subprocess.PIPE, stderr=stderr, text=True)
-    assert done.returncode == 2  # for the missing file
-    assert [line for line in done.stdout.splitlines() if line.startswith("==>")] == [f"==> {own} <==" for own in sounds]
+    assert (done.returncode, done.stdout) == (2, expected)
+
+
+CLOSED = """
+import os, sys
+from fastslm.cli.standard_error import forgive_standard_error
+assert sys.stderr is None
+forgive_standard_error()
+os.fstat(2)
+with open(sys.argv[1], "w") as result:
+    os.write(2, b"what a library says")
+    print("what a program says", file=sys.stderr, flush=True)
+    result.write("the result")
+"""
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-"])
+def test_where_standard_error_was_closed_no_file_takes_its_place(tmp_path: Path, closed: str) -> None:
+    file = tmp_path / "result.txt"
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", CLOSED, str(file)]
+    done = subprocess.run(shell, stdout=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stdout, file.read_text()) == (0, "", "the result")
 
 
 class _Fails(io.RawIOBase):

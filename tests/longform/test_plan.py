@@ -46,7 +46,14 @@ def test_no_cuts_make_more_windows_than_planned(tiny: FastSLM, cuts: Cuts) -> No
 
 
 @settings(max_examples=25, deadline=None)
-@given(samples=st.integers(1, len(RECORDING)), every=st.integers(SHORTEST - 8000, WINDOW_SAMPLES) | st.just(SHORTEST))
+@given(
+    # Any, and such as just need one more cut.
+    samples=st.integers(1, len(RECORDING))
+    | st.builds(
+        lambda cuts, more: WINDOW_SAMPLES + cuts * SHORTEST + more, st.integers(0, 4), st.integers(1, SAMPLE_RATE)
+    ),
+    every=st.integers(SHORTEST, WINDOW_SAMPLES) | st.just(SHORTEST),
+)
 def test_quiet_cuts_never_make_more_windows_than_planned(samples: int, every: int) -> None:
     assert _quiet_windows(samples, every) <= most_windows(samples / SAMPLE_RATE, "quiet")
 
