@@ -413,6 +413,12 @@ def taught(lab: Experiment, minutes: float) -> tuple[nn.Module, dict[str, Any]]:
     return way, facts | {"steps": 0}
 
 
+def taught_further(lab: Experiment, minutes: float) -> tuple[nn.Module, dict[str, Any]]:
+    """As taught, and then half as long with the language model, from what it hears."""
+    way, facts = taught(lab, minutes)
+    return way, facts | through_llm(lab, way, [], minutes / 2)
+
+
 def written_words(lab: Experiment, minutes: float) -> tuple[nn.Module, dict[str, Any]]:
     """No sound: the right words, and the language model that was taught by text (`--taught`)."""
     lab.teach()
@@ -503,6 +509,7 @@ WAYS = {
     "distilled": distilled,
     "words": words,
     "taught": taught,
+    "taught further": taught_further,
     "written words": written_words,
 }
 # Those that are measured where none are named; the others need a model that was taught.

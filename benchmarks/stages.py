@@ -35,7 +35,7 @@ from fastslm.model.heard_words import HeardWords
 from fastslm.training.answers import Answers
 
 DOCS = Path(__file__).parents[1] / "docs" / "training.md"
-MARKS = ("<!-- stages -->", "<!-- end of stages -->")
+SECTION = "stages"
 LONG_MINUTES, LONG_COUNT = (1.0, 5.0), 12
 VALIDATION_ROWS = {
     "coffee-validation": "questions about orders",
@@ -161,13 +161,12 @@ def tables(
     losses: Sequence[dict[str, dict[str, float]]],
     tests: Sequence[dict[str, dict[str, Any] | None]],
     limit: int | None,
+    section: str,
 ) -> str:
     """Both tables as Markdown: a row a figure, a column a stage."""
     names = [model.parent.name if model.name == "model" else model.name for model in models]
-    only = "" if limit is None else f" --limit {limit}"
+    only = ("" if limit is None else f" --limit {limit}") + ("" if section == SECTION else f" --section {section}")
     lines = [
-        "### Every task after every stage",
-        "",
         f"`python benchmarks/stages.py ../shared/data {' '.join(map(str, models))}{only}`",
         "",
         "Validation rows, words given:",
@@ -201,15 +200,16 @@ def _cell(found: dict[str, Any] | None, figure: Figure) -> str:
     return f"{found[figure.name]:{figure.form}} ({low:{figure.form}} – {high:{figure.form}})"
 
 
-def put(text: str, file: Path) -> None:
+def put(text: str, file: Path, section: str) -> None:
     """Put the section between its marks, at the end where there are none yet."""
+    first, last = f"<!-- {section} -->", f"<!-- end of {section} -->"
     whole = file.read_text(encoding="utf-8")
-    if MARKS[0] not in whole:
-        whole = f"{whole.rstrip()}\n\n{MARKS[0]}\n{MARKS[1]}\n"
-    head, _, rest = whole.partition(MARKS[0])
-    _, _, tail = rest.partition(MARKS[1])
+    if first not in whole:
+        whole = f"{whole.rstrip()}\n\n{first}\n{last}\n"
+    head, _, rest = whole.partition(first)
+    _, _, tail = rest.partition(last)
     partial = file.with_suffix(".partial")
-    partial.write_text(f"{head}{MARKS[0]}\n{text}\n{MARKS[1]}{tail}", encoding="utf-8")
+    partial.write_text(f"{head}{first}\n{text}\n{last}{tail}", encoding="utf-8")
     os.replace(partial, file)
 
 
@@ -221,6 +221,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="the language model is asked about so many clips of each set")
     parser.add_argument("--work", type=Path, default=Path("cache/stages"))
     parser.add_argument("--rows", type=Path, default=Path("cache/instructions"), help="where the validation rows are")
+    parser.add_argument("--section", default=SECTION, help="of the page, where it is not that of the stages")
     parser.add_argument("--kept", action="store_true", help="write what was measured before, and measure nothing")
     chosen = parser.parse_args()
     chosen.work.mkdir(parents=True, exist_ok=True)
@@ -251,8 +252,8 @@ def main() -> None:
                     model, suite, manifest, limit
                 ),
             )
-    found = tables(chosen.models, losses, tests, chosen.limit)
-    put(found, DOCS)
+    found = tables(chosen.models, losses, tests, chosen.limit, chosen.section)
+    put(found, DOCS, chosen.section)
     print(found)
 
 
