@@ -259,3 +259,8 @@ def test_a_dtype_that_is_no_narrower_is_refused(make_checkpoint: MakeCheckpoint,
     model = load(make_checkpoint(), dtype=own, quiet=True).model
     with pytest.raises(OptionError, match=f"cannot compute in {asked}.*the model's {own}"):
         WindowEncoder(model, dtype=getattr(torch, asked))
+
+
+def test_a_name_that_no_file_can_have_is_a_sentence(tiny: FastSLM) -> None:
+    with pytest.raises(AudioError, match="cannot be opened"):
+        tiny.encode("n" * 300)

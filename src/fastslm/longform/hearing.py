@@ -2,9 +2,9 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,7 +145,10 @@ def is_silent(samples: np.ndarray) -> bool:
 
 def _file_stamp(source: AudioSource) -> tuple[int, int, int] | None:
     """What shows that a file was changed: its number, size and time; `None` of what is no file."""
-    if not isinstance(source, str | os.PathLike) or not Path(source).is_file():
+    if not isinstance(source, str | os.PathLike):
         return None
-    facts = os.stat(source)
-    return facts.st_ino, facts.st_size, facts.st_mtime_ns
+    try:
+        facts = os.stat(source)
+    except OSError:  # too long a name, say; decoding it has the sentence
+        return None
+    return (facts.st_ino, facts.st_size, facts.st_mtime_ns) if stat.S_ISREG(facts.st_mode) else None
