@@ -191,7 +191,7 @@ def table(rows: list[dict]) -> str:
 
 def draw(rows: list[dict]) -> None:
     """Seconds and memory over minutes."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 5), layout="constrained")
     for system, label in SYSTEMS.items():
         own = [row for row in rows if row["system"] == system and "failed" not in row]
         if not own:
@@ -203,8 +203,7 @@ def draw(rows: list[dict]) -> None:
     for axis, title in ((left, "seconds"), (right, "peak memory, GB")):
         axis.set(xscale="log", yscale="log", xlabel="minutes of speech", title=title)
         axis.grid(alpha=0.3)
-    left.legend()
-    figure.tight_layout()
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(PLOT, dpi=120)
 
 
