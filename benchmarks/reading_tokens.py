@@ -97,6 +97,8 @@ class Posteriors(nn.Module):
 
     def __init__(self, read: int, hidden: int, lab: "Experiment", layers: int = 3):
         super().__init__()
+        # Of all that a place may hold, each as likely as it is; or the likeliest alone.
+        self.likeliest = False
         self.places = lab.model.config.tokens_per_window
         self.embeddings: torch.Tensor
         self.register_buffer("embeddings", lab.embeddings[lab.kinds].float(), persistent=False)
@@ -133,8 +135,9 @@ class Posteriors(nn.Module):
             spans = [
                 (end - n, end) for kind, n, end in zip(kinds.tolist(), lengths.tolist(), ends, strict=True) if kind
             ]
-            # Not the likeliest alone: all that it may have been, as far as they are likely.
             heards = [window[first:last, 1:].sum(0) for first, last in spans]
+            if self.likeliest:
+                heards = [F.one_hot(chances.argmax(), len(chances)).float() for chances in heards]
             places = torch.zeros(self.places, window.shape[1] - 1)
             for place, own in enumerate(fold(range(len(heards)), self.places)):
                 for order, index in enumerate(own):
@@ -419,6 +422,20 @@ def taught_further(lab: Experiment, minutes: float) -> tuple[nn.Module, dict[str
     return way, facts | through_llm(lab, way, [], minutes / 2)
 
 
+def likeliest(lab: Experiment, minutes: float) -> tuple[nn.Module, dict[str, Any]]:
+    """As taught; a place holds the likeliest token alone, not all that may have been said."""
+    way, facts = heard_by_ctc(lab, minutes)
+    way.likeliest = True
+    lab.teach()
+    return way, facts | {"steps": 0}
+
+
+def likeliest_further(lab: Experiment, minutes: float) -> tuple[nn.Module, dict[str, Any]]:
+    """As likeliest, and then half as long with the language model, from what it hears."""
+    way, facts = likeliest(lab, minutes)
+    return way, facts | through_llm(lab, way, [], minutes / 2)
+
+
 def written_words(lab: Experiment, minutes: float) -> tuple[nn.Module, dict[str, Any]]:
     """No sound: the right words, and the language model that was taught by text (`--taught`)."""
     lab.teach()
@@ -510,6 +527,8 @@ WAYS = {
     "words": words,
     "taught": taught,
     "taught further": taught_further,
+    "likeliest": likeliest,
+    "likeliest further": likeliest_further,
     "written words": written_words,
 }
 # Those that are measured where none are named; the others need a model that was taught.

@@ -147,6 +147,27 @@ def test_spans_as_short_as_asked_for_are_cited_and_translations_follow_one_anoth
     assert result.text == " ".join(span.text or "" for span in result.spans)
 
 
+def test_recordings_longer_than_was_taught_are_read_in_parts_of_that(fresh: FastSLM, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(fresh.model.config, "taught_seconds", {"ask": 60.0, "translate": 45.0})
+    long, short = fresh.encode(noise(150)), fresh.encode(noise(60))
+    asked = fresh.ask(long, "Who?", **SHORT)
+    assert [(span.start, span.end) for span in asked.spans] == [(0, 60), (60, 90), (90, 150)]
+    assert any("in 3 parts, the language model having been taught with 2 windows at most" in w for w in asked.warnings)
+    translated = fresh.translate(short, **SHORT)
+    assert [(span.start, span.end) for span in translated.spans] == [(0, 30), (30, 60)]
+    assert fresh.ask(short, "Who?", **SHORT).usage.method == "whole"
+    assert fresh.ask([short, short], "Who?", **SHORT).usage.method == "map_reduce"
+    assert fresh.summarize(long, **SHORT).usage.method == "whole"
+    for options in ({"method": "whole"}, {"prefix_file": tmp_path / "talk.kv"}):
+        whole = fresh.ask(long, "Who?", **options, **SHORT)
+        assert whole.usage.method == "whole"
+        assert any("holds 5 windows, and the language model was taught with 2" in w for w in whole.warnings)
+    longer = fresh.ask(long, "Who?", span_seconds=90, **SHORT)
+    assert [(span.start, span.end) for span in longer.spans] == [(0, 60), (60, 150)]
+    by_parts = fresh.ask(long, "Who?", method="map_reduce", **SHORT)
+    assert len(by_parts.spans) == 3
+
+
 def test_a_silent_part_is_not_asked_and_not_cited(fresh: FastSLM) -> None:
     recording = noise(120)
     recording[30 * 16_000 : 60 * 16_000] = 0

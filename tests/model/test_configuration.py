@@ -46,13 +46,25 @@ def test_a_best_reader_that_is_not_there_is_refused(reader, needs):
         FastSLMConfig(transcript_reader=reader)
 
 
+@pytest.mark.parametrize("taught", [{"transcribe": 60}, {"ask": 20}, {"ask": "60"}, {"ask": float("inf")}])
+def test_a_taught_length_that_cannot_be_is_refused(taught):
+    with pytest.raises(ValueError, match="taught_seconds has"):
+        FastSLMConfig(taught_seconds=taught)
+
+
 def test_a_former_of_another_width_than_the_encoder_is_refused():
     with pytest.raises(ValueError, match="must be equal"):
         FastSLMConfig(audio_config={"d_model": 384}, hfq_config={"hidden_size": 512})
 
 
 def test_saving_and_loading_keeps_every_value_and_the_kind_of_text_model(make_config, tmp_path):
-    config = make_config("qwen3", lora_rank=3, mel_mode="authors", hfq={"query_start": "time", "attention_span": 2})
+    config = make_config(
+        "qwen3",
+        lora_rank=3,
+        mel_mode="authors",
+        taught_seconds={"ask": 60.0},
+        hfq={"query_start": "time", "attention_span": 2},
+    )
     config.save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)
     assert isinstance(loaded, FastSLMConfig)

@@ -54,6 +54,8 @@ def test_an_unknown_key_is_named_beside_the_nearest_known_one(
         ("phases.0.ctc_weight", 0.2, "ctc_weight does nothing for objective tied"),
         ("phases.0.objective", "rnnt", "phases.0.objective is 'rnnt'"),
         ("phases", [], "phases is"),
+        ("model.taught_seconds", {"ask": 10}, r"model\.taught_seconds\.ask is 10: input should be greater"),
+        ("model.taught_seconds", {"sing": 60}, r"model\.taught_seconds\.sing"),
         ("phases.1.name", "tied", "two phases are called tied, .*; rename one of them"),
         ("seed", -1, "seed is -1"),
         ("seed", 10**20, "seed is 1.*: input should be less than or equal to"),

@@ -49,8 +49,10 @@ class AnswerOptions:
         max_new_tokens: of an answer, and by `map_reduce` of each span's; `None` is what a translation of the seconds
             needs, `ANSWER_TOKENS` for an answer, and for a summary a little more the longer the recording is.
         method: `whole`, all of it in one prompt; `map_reduce`, span by span, and one answer made of the spans' (of
-            translations, one after another); `auto`, the first where the language model has the positions for it.
-        span_seconds: of a span at most, by `map_reduce`; `None` is as much as the language model has positions for.
+            translations, one after another); `auto`, the first where the language model has the positions for it and
+            was taught as long recordings (`FastSLMConfig.taught_seconds`), or where a prefix_file keeps the prompt.
+        span_seconds: of a span at most, by `map_reduce`; `None` is as much as the language model has positions for
+            and was taught.
         rope_scaling: factor by which the language model's positions are stretched (YaRN); `None` leaves them.
         repetition: as in `TranscriptionOptions`.
         prefix_file: a file that keeps what the language model made of the recording: read if it is there, else
@@ -147,6 +149,7 @@ class Answerer:
             if all(piece.silent for piece in whole):
                 pass
             elif pieces is None:
+                warnings += _untaught(whole, self._taught(task))
                 written = self._one(whole, task, options, prompt_options, cost)
                 text, reason, spans = written.text, written.finish_reason, _heard(memories)
                 warnings += _remarks(reason, len(written.ids))
@@ -195,7 +198,10 @@ class Answerer:
                 f"prompt and answer {needed} positions are needed, but the language model has {limit}: choose the "
                 "method map_reduce, or give rope_scaling."
             )
-        if fits and options.method != "map_reduce" and options.span_seconds is None:
+        taught = self._taught(task)
+        longer = taught is not None and options.method == "auto" and sum(piece.windows for piece in whole) > taught
+        longer = longer and options.prefix_file is None
+        if fits and not longer and options.method != "map_reduce" and options.span_seconds is None:
             return None
         if options.prefix_file is not None:
             raise OptionError(
@@ -205,6 +211,8 @@ class Answerer:
         most = max(piece.windows for piece in whole)
         if options.span_seconds is not None:
             most = min(most, int(options.span_seconds // WINDOW_SECONDS))
+        elif taught is not None:
+            most = min(most, taught)
         while limit is not None and most > 0:
             largest = max(split(memories, most), key=lambda piece: piece.windows)
             mapped = _mapped(task, prompt_options)
@@ -218,6 +226,11 @@ class Answerer:
                 "give a smaller max_new_tokens."
             )
         return split(memories, most)
+
+    def _taught(self, task: str) -> int | None:
+        """Windows of the longest recording that answers were taught from, `None` for any number."""
+        seconds = (self.model.config.taught_seconds or {}).get(task)
+        return None if seconds is None else int(seconds // WINDOW_SECONDS)
 
     def _map_reduce(
         self,
@@ -241,8 +254,13 @@ class Answerer:
             notes.append(Span(piece.start, piece.end, name, written.text))
         said = [note for note in notes if not says_nothing(note.text or "")]
         limit = positions_limit(self.model, options.rope_scaling)
-        have = f", the language model having {limit} positions" if limit is not None else ""
-        warnings = [f"The recording was read in {len(pieces)} parts{have}: its answer is put together from theirs."]
+        taught = self._taught(task)
+        why = f", the language model having {limit} positions" if limit is not None else ""
+        if options.span_seconds is not None:
+            why = ""
+        elif taught is not None:
+            why = f", the language model having been taught with {taught} windows at most"
+        warnings = [f"The recording was read in {len(pieces)} parts{why}: its answer is put together from theirs."]
         cut = [note for note, reason in zip(notes, reasons, strict=True) if reason != "stop"]
         if cut:
             times = ", ".join(f"{clock(note.start)} to {clock(note.end)}" for note in cut)
@@ -367,6 +385,16 @@ def _silences(memories: Sequence[SpeechMemory]) -> list[str]:
         warnings += memory.facts.warnings
         warnings += [f"No speech was heard from {clock(start)} to {clock(end)}{of}." for start, end in quiet]
     return warnings
+
+
+def _untaught(whole: Sequence[Piece], taught: int | None) -> list[str]:
+    windows = sum(piece.windows for piece in whole)
+    if taught is None or windows <= taught:
+        return []
+    return [
+        f"One prompt holds {windows} windows, and the language model was taught with {taught} at most: trust this less "
+        "than an answer by the method map_reduce."
+    ]
 
 
 def _remarks(reason: FinishReason, tokens: int) -> list[str]:

@@ -1,14 +1,18 @@
 """Sizes and switches of a FastSLM. They travel with the weights, and nothing else holds a size."""
 
+import math
+from numbers import Real
 from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, WhisperConfig
 
+from fastslm.audio import WINDOW_SECONDS
 from fastslm.prompts import PROMPT_LAYOUTS
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MEL_MODES = ("window", "authors")
 TRANSCRIPT_READERS = ("ctc", "whisper", "llm")
+ANSWERING_TASKS = ("translate", "summarize", "ask")
 # What the CTC head writes; index 0 is its blank.
 CTC_CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"
 
@@ -132,6 +136,9 @@ class FastSLMConfig(PreTrainedConfig):
         llm_tasks: the tasks that it has learnt; `None` is all of them. Results of others say so.
         translates_into: codes of the languages that it has learnt to translate into; `None` is all. Results in others
             say so.
+        taught_seconds: of `translate`, `summarize` and `ask` the longest recording that answers were taught from;
+            longer ones are read in parts of so many seconds where nothing else is asked for. `None`, or a task that is
+            not in it, is any length that the language model has positions for.
         languages: codes of what the model was trained to transcribe, the default first.
     """
 
@@ -168,6 +175,7 @@ class FastSLMConfig(PreTrainedConfig):
         llm_reads_speech: bool = False,
         llm_tasks: list[str] | tuple[str, ...] | None = None,
         translates_into: list[str] | tuple[str, ...] | None = None,
+        taught_seconds: dict[str, float] | None = None,
         languages: list[str] | tuple[str, ...] = ("en",),
         **kwargs: Any,
     ):
@@ -205,6 +213,7 @@ class FastSLMConfig(PreTrainedConfig):
         self.llm_reads_speech = llm_reads_speech
         self.llm_tasks = None if llm_tasks is None else list(llm_tasks)
         self.translates_into = None if translates_into is None else list(translates_into)
+        self.taught_seconds = taught_seconds
         self.languages = list(languages)
         super().__init__(**kwargs)
         if mel_mode not in MEL_MODES:
@@ -228,6 +237,13 @@ class FastSLMConfig(PreTrainedConfig):
             raise ValueError("transcript_reader 'whisper' needs reader_base, whose decoder reads: give both.")
         if transcript_reader == "ctc" and not ctc_head:
             raise ValueError("transcript_reader 'ctc' needs ctc_head, which reads: give both.")
+        for task, seconds in (taught_seconds or {}).items():
+            number = isinstance(seconds, Real) and not isinstance(seconds, bool)
+            if task not in ANSWERING_TASKS or not number or not WINDOW_SECONDS <= seconds < math.inf:
+                raise ValueError(
+                    f"taught_seconds has {task!r}: {seconds!r}; it must give {', '.join(ANSWERING_TASKS)} seconds, "
+                    f"{WINDOW_SECONDS} or more."
+                )
         if not self.languages:
             raise ValueError("languages is empty; it must name at least one code, such as en.")
         if self.hfq_config.hidden_size != self.audio_config.d_model:

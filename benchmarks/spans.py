@@ -1,0 +1,145 @@
+"""An hour in which one order is spoken, asked about in one prompt and in parts: how long may a part be?
+
+    python benchmarks/spans.py fastslm-tiny ../shared/data [--split validation] [--orders 8] [--minutes 60]
+
+Writes the section "Parts of an hour" of docs/benchmarks.md. Around the order are clips of `librispeech`, encoded once;
+an hour repeats them. Orders are of `coffee`, each asked about in the phrasing of an evaluation. The length that is best
+on `validation` is what a checkpoint may have as `taught_seconds`.
+"""
+
+import argparse
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from random import Random
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import torch
+
+import fastslm
+from fastslm.audio import SAMPLE_RATE, WINDOW_SECONDS
+from fastslm.data.manifest import Clip, read_manifest
+from fastslm.data.questions import KINDS, order_questions
+from fastslm.evaluation.metrics import normalize_answer
+from fastslm.longform.memory import MemoryFacts, SpeechMemory
+
+DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+START, END = "<!-- spans -->", "<!-- end of spans -->"
+PARTS: tuple[float | None, ...] = (None, 900, 600, 300, 150)
+PAUSE_SECONDS = 0.6
+
+
+def joined(clips: list[Clip]) -> np.ndarray:
+    """The clips' sound with a pause after each."""
+    pause = np.zeros(round(PAUSE_SECONDS * SAMPLE_RATE), np.float32)
+    return np.concatenate([part for clip in clips for part in (clip.read(), pause)])
+
+
+def recording(around: SpeechMemory, spoken: SpeechMemory, windows: int, place: int) -> SpeechMemory:
+    """So many windows of what is around, over and over, and those of the order in between."""
+    own = len(spoken.tokens)
+    order = [index % len(around.tokens) for index in range(windows - own)]
+    tokens = torch.cat([around.tokens[order[:place]], spoken.tokens, around.tokens[order[place:]]])
+    lengths = [(memory.times[:, 1] - memory.times[:, 0]) for memory in (around, spoken)]
+    seconds = torch.cat([lengths[0][order[:place]], lengths[1], lengths[0][order[place:]]])
+    ends = seconds.cumsum(0)
+    facts = MemoryFacts(around.facts.token_fingerprint, "an hour", float(ends[-1]), "")
+    silent = torch.zeros(windows, dtype=torch.bool)
+    return SpeechMemory(tokens, torch.stack([ends - seconds, ends], 1), silent, facts)
+
+
+def measure(model: Any, data: Path, split: str, count: int, minutes: float) -> list[dict[str, Any]]:
+    """Of every length of parts, how many questions of each kind are answered right, and how long one takes."""
+    speech = read_manifest(data / "librispeech" / f"{split}.jsonl")
+    orders = [clip for clip in read_manifest(data / "coffee" / f"{split}.jsonl") if clip.slots]
+    rng = Random(1)
+    chosen = rng.sample(orders, count)
+    around = model.encode(joined(speech), sampling_rate=SAMPLE_RATE)
+    windows = round(minutes * 60 / WINDOW_SECONDS)
+    right: dict[float | None, Counter[str]] = {part: Counter() for part in PARTS}
+    asked: Counter[str] = Counter()
+    seconds: dict[float | None, list[list[float]]] = {part: [[], []] for part in PARTS}
+    for number, order in enumerate(chosen):
+        neighbours = rng.sample([clip for clip in speech if clip.duration < 9], 2)
+        spoken = model.encode(joined([neighbours[0], order, neighbours[1]]), sampling_rate=SAMPLE_RATE)
+        memory = recording(around, spoken, windows, round((number + 0.5) / count * (windows - len(spoken.tokens))))
+        questions = order_questions(order.slots or {})
+        groups = [("said" if question.mentioned else "not", question) for question in questions]
+        asked.update(f"{question.kind} {group}" for group, question in groups)
+        for part in PARTS:
+            for index, (group, question) in enumerate(groups):
+                begun = monotonic()
+                options: dict[str, Any] = {"method": "whole"} if part is None else {"span_seconds": part}
+                answer = model.ask(memory, question.question, **options).text
+                seconds[part][min(index, 1)].append(monotonic() - begun)
+                right[part][f"{question.kind} {group}"] += int(
+                    normalize_answer(question.answer) == normalize_answer(answer)
+                )
+            model.answerer.prefixes.clear()
+    return [
+        {
+            "part": part,
+            "right": dict(right[part]),
+            "asked": dict(asked),
+            "first": float(np.median(seconds[part][0])),
+            "later": float(np.median(seconds[part][1])),
+        }
+        for part in PARTS
+    ]
+
+
+def table(rows: list[dict[str, Any]], command: str) -> str:
+    """The section."""
+    kinds = [kind for kind in KINDS if kind != "drink"]
+
+    def of(row: dict[str, Any], kinds: list[str], group: str) -> str:
+        asked = sum(row["asked"].get(f"{kind} {group}", 0) for kind in kinds)
+        return f"{sum(row['right'].get(f'{kind} {group}', 0) for kind in kinds)} of {asked}"
+
+    lines = [
+        f"`{command}`: questions about one order somewhere in the recording, answers right.",
+        "",
+        "| parts of | the drink | what else was said | not mentioned | seconds, first question | a later one |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        part = "one prompt" if row["part"] is None else f"{row['part'] / 60:g} minutes"
+        cells = [part, of(row, ["drink"], "said"), of(row, kinds, "said"), of(row, list(KINDS), "not")]
+        lines.append("| " + " | ".join([*cells, f"{row['first']:.1f}", f"{row['later']:.1f}"]) + " |")
+    return "\n".join(lines)
+
+
+def put(text: str) -> None:
+    """Between the marks of the page."""
+    head, _, rest = DOCS.read_text(encoding="utf-8").partition(START)
+    _, _, tail = rest.partition(END)
+    partial = DOCS.with_suffix(".partial")
+    partial.write_text(f"{head}{START}\n{text}\n{END}{tail}", encoding="utf-8")
+    os.replace(partial, DOCS)
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--orders", type=int, default=8)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--print", action="store_true", help="do not write the page")
+    given = parser.parse_args()
+    rows = measure(fastslm.load(given.model, quiet=True), given.data, given.split, given.orders, given.minutes)
+    for row in rows:
+        print(json.dumps(row), flush=True)
+    command = f"python benchmarks/spans.py {given.model} ../shared/data --split {given.split} --orders {given.orders}"
+    text = table(rows, f"{command} --minutes {given.minutes:g}")
+    print(text)
+    if not given.print:
+        put(text)
+
+
+if __name__ == "__main__":
+    main()
