@@ -8,7 +8,7 @@ import pytest
 
 from fastslm.data.manifest import Clip, read_manifest, write_manifest
 from fastslm.data.phrasings import CONTINUATION, HALF_MINUTE, KEYWORDS, SUMMARIZE, TRANSCRIBE, TRANSLATE
-from fastslm.data.questions import NOT_MENTIONED
+from fastslm.data.questions import KINDS, NOT_MENTIONED, order_questions
 from fastslm.data.spoken import window_texts
 from fastslm.data.synthesis import ordinal, synthesize, tally
 from fastslm.errors import ManifestError, OptionError
@@ -35,6 +35,24 @@ def clips(tmp_path: Path):
 def story(number: int, words: int = 60) -> str:
     """A text of words that are in no other."""
     return " ".join(f"{COLOURS[i % 12]}{number}x{i}" for i in range(words))
+
+
+def test_an_order_that_nobody_gives_is_not_mentioned(clips: Any, tmp_path: Path) -> None:
+    rows = (
+        {"text": "he went home"},
+        {"text": "A Cup of tea"},
+        {"text": "they ordered a retreat"},
+        {"text": "a latte please", "slots": {"coffeeDrink": "latte"}},
+        {"text": None, "label": "rain"},
+    )
+    without = synthesize(clips(*rows), tmp_path, ["ask"])
+    found = synthesize(clips(*rows), tmp_path, ["ask"], unsaid_orders=len(KINDS))
+    added = [row for row in found if row not in without]
+    assert len(found) == len(without) + len(KINDS)
+    assert {(row["of"], row["answer"], row["label_kind"]) for row in added} == {("c0", NOT_MENTIONED, "synthetic")}
+    assert {row["kind"] for row in added} == set(KINDS)
+    (one,) = synthesize(clips(rows[0]), tmp_path, ["ask"], unsaid_orders=1)
+    assert one["instruction"] not in {q.question for q in order_questions({})}
 
 
 def test_rows_of_each_task_say_whose_answer_it_is(clips: Any, tmp_path: Path) -> None:
@@ -217,6 +235,8 @@ def test_what_cannot_be_made_is_one_sentence(clips: Any, tmp_path: Path) -> None
         synthesize(clips({"text": "hi"}, {"slots": {"tea": "green"}}), tmp_path)
     with pytest.raises(OptionError, match="-1 questions a clip"):
         synthesize(clips({"text": "hi"}), tmp_path, questions=-1)
+    with pytest.raises(OptionError, match=r"7 questions .*: ask for 0 to 6"):
+        synthesize(clips({"text": "hi"}), tmp_path, unsaid_orders=7)
 
 
 def test_ordinals_are_english() -> None:

@@ -4,11 +4,13 @@
     translate    translation → the translation
     summarize    summary → people's; long text → a summary taken from it, or key words (`synthetic`)
     ask          slots → what was ordered, or "not mentioned"; text → how a phrase goes on, in which half minute it is
-                 said (`synthetic`), and about phrases of other clips, of clips without speech too: "not mentioned"
+                 said (`synthetic`), and about phrases of other clips, of clips without speech too: "not mentioned";
+                 on request, what is ordered where nobody orders anything: "not mentioned" (`synthetic`)
 
 What `label_kind` says is where the answer is from. Each row draws from its own generator, of (seed, task, clip).
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +27,7 @@ from fastslm.data.phrasings import (
     TRANSCRIBE,
     TRANSLATE,
 )
-from fastslm.data.questions import NOT_MENTIONED, order_questions
+from fastslm.data.questions import KINDS, NOT_MENTIONED, order_questions
 from fastslm.data.summaries import LEAST_WORDS, extractive_summary, keywords, sentences_of
 from fastslm.errors import ManifestError, OptionError
 from fastslm.prompts import TASKS, language_code, language_name, task_named
@@ -36,6 +38,12 @@ ANSWER_WORDS = 3
 LEAST_PHRASE_TEXT = 12  # words of a text that phrases are taken of
 KEYWORD_SHARE = 0.25  # of the texts with a summary, those that are asked for key words
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+# Of a text that may order something after all.
+ORDERED = re.compile(
+    r"\b(coffee|tea|latte|espresso|cappuccino|mocha|americano|macchiato|milk|cream|sugar|cups?|drink\w*|drank|orders?|ordered"
+    r"|roast\w*|shots?)\b",
+    re.IGNORECASE,
+)
 # Keys of a clip that are about the other tasks.
 _LEFT_OUT = ("summary", "translation", "words", "task", "instruction", "answer", "label_kind")
 
@@ -43,13 +51,21 @@ Row = dict[str, Any]
 
 
 def synthesize(
-    clips: Sequence[Clip], folder: Path, tasks: Sequence[str] = tuple(TASKS), seed: int = 0, questions: int = QUESTIONS
+    clips: Sequence[Clip],
+    folder: Path,
+    tasks: Sequence[str] = tuple(TASKS),
+    seed: int = 0,
+    questions: int = QUESTIONS,
+    unsaid_orders: int = 0,
 ) -> list[Row]:
     """Rows of an instruction manifest in `folder`, in the order of the clips.
 
     Args:
         tasks: of `fastslm.prompts.TASKS`.
         questions: about each clip with text; half of them, rounded down, are about what was not said.
+        unsaid_orders: questions about an order to each clip with text and without slots, which are not mentioned
+            there. Texts that speak of what is drunk or ordered are left out. Without such rows a model that was taught
+            with orders alone names a drink wherever it is asked for one.
 
     Raises:
         OptionError: an unknown task, or fewer than no questions.
@@ -57,6 +73,8 @@ def synthesize(
     """
     if questions < 0:
         raise OptionError(f"{questions} questions a clip are not possible: ask for 0 or more.")
+    if not 0 <= unsaid_orders <= len(KINDS):
+        raise OptionError(f"{unsaid_orders} questions about unsaid orders are not possible: ask for 0 to {len(KINDS)}.")
     wanted = [task_named(task).name for task in tasks]
     phrases = _Phrases(clips)
     rows: list[Row] = []
@@ -66,6 +84,7 @@ def synthesize(
             rng = Random(f"{seed} {task} {clip.id}")
             if task == "ask":
                 made += _asked(clip, phrases, rng, questions)
+                made += _orders_not_said(clip, rng, unsaid_orders)
             else:
                 made += {"transcribe": _transcribed, "translate": _translated, "summarize": _summed_up}[task](clip, rng)
         if made:
@@ -161,6 +180,13 @@ def _asked(clip: Clip, phrases: "_Phrases", rng: Random, count: int) -> list[Row
         asked_for = rng.choice(CONTINUATION).format(words=words)
         rows.append(_row("ask", asked_for, NOT_MENTIONED, "synthetic", kind="continuation"))
     return rows
+
+
+def _orders_not_said(clip: Clip, rng: Random, count: int) -> list[Row]:
+    if not count or clip.slots is not None or not (clip.text or "").strip() or ORDERED.search(clip.text or ""):
+        return []
+    asked = order_questions({}, rng, rng.sample(KINDS, count))
+    return [_row("ask", q.question, q.answer, "synthetic", kind=q.kind) for q in asked]
 
 
 def ordinal(index: int) -> str:
