@@ -81,7 +81,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 # Of a validation: how it is called and written.
 FIGURES = {
-    "reader": {"written_wer": ("words wrong, decoder", ".1%"), "wer": ("words wrong, CTC head", ".1%")},
+    "reader": {"written_wer": ("words wrong", ".1%")},
     "answers": {"ask_loss": ("loss of an answer", ".3f"), "right_answers": ("orders right", ".1%")},
 }
 

@@ -98,6 +98,9 @@ class Row:
         self.objective: Any = learner.objective(recipe.phases[0], None)
         self.optimizers = Optimizers(self.objective.parts, recipe.phases[0])
         self.shared = self.trainer.processes.prepare(self.objective)
+        # Nothing is drawn ahead: a step is all that its windows cost.
+        self.trainer._batches = self.trainer._step_batches(recipe.phases[0], self.objective)
+        self.trainer._batches.ready = lambda step: False
         learner.train(recipe.phases[0])
         self.seconds: list[float] = []
 

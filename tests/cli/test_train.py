@@ -1,5 +1,6 @@
 """`fastslm train`: what it hands on, and how it ends."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,8 @@ def test_overrides_reach_the_recipe_and_the_model_is_printed(caught, monkeypatch
     class Instant:
         processes = Processes("cpu")
 
-        def __init__(self, recipe: object) -> None:
+        def __init__(self, recipe: object, started: float) -> None:
+            assert started < time.time()
             caught.append(recipe)
 
         def run(self) -> Path:
@@ -46,7 +48,7 @@ def test_overrides_reach_the_recipe_and_the_model_is_printed(caught, monkeypatch
 
 def test_ctrl_c_leaves_with_130(caught, monkeypatch, capsys) -> None:
     class Stopped:
-        def __init__(self, recipe: object) -> None:
+        def __init__(self, recipe: object, started: float) -> None:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(trainer, "Trainer", Stopped)

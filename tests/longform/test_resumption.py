@@ -10,7 +10,7 @@ from tiny_fastslm import noise
 
 from fastslm.errors import FastSLMError
 from fastslm.longform.encoder import WindowEncoder
-from fastslm.longform.resumption import KeptGroups
+from fastslm.longform.resumption import MAGIC, KeptGroups
 from fastslm.speech import FastSLM
 
 RECORDING = noise(250)
@@ -67,6 +67,40 @@ def test_a_group_that_was_half_written_is_encoded_again(encoder: WindowEncoder, 
     memory = encoder.encode(RECORDING, kept_at=kept, on_progress=lambda p: seen.append(p.seconds))
     assert seen[0] == 180
     assert torch.equal(memory.tokens, encoder.encode(RECORDING).tokens)
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 100, b"\xff" * 100, (1 << 40).to_bytes(8, "little") + b"x" * 100])
+def test_what_a_power_cut_left_at_the_end_is_dropped(encoder: WindowEncoder, tmp_path: Path, tail: bytes) -> None:
+    kept = tmp_path / "talk.fslm.partial"
+    _encode_until(encoder, kept, 120)
+    with kept.open("ab") as file:
+        file.write(tail)
+    seen: list[float] = []
+    memory = encoder.encode(RECORDING, kept_at=kept, on_progress=lambda p: seen.append(p.seconds))
+    assert seen[0] == 120
+    assert torch.equal(memory.tokens, encoder.encode(RECORDING).tokens)
+
+
+@pytest.mark.parametrize("content", [b"RIFF" + bytes(1000), b"x", MAGIC[:5] + b"x"])
+def test_a_file_of_another_kind_is_refused_and_left_as_it_is(
+    encoder: WindowEncoder, tmp_path: Path, content: bytes
+) -> None:
+    precious = tmp_path / "talk.wav"
+    precious.write_bytes(content)
+    with pytest.raises(FastSLMError, match=r"talk\.wav is no file of finished groups.*choose another place"):
+        encoder.encode(RECORDING, kept_at=precious)
+    assert precious.read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == [precious.name]  # no lock is left
+
+
+@pytest.mark.parametrize("content", [b"", MAGIC[:5], MAGIC + b'{"cu'])
+def test_a_file_that_was_only_begun_is_begun_again(encoder: WindowEncoder, tmp_path: Path, content: bytes) -> None:
+    kept = tmp_path / "talk.fslm.partial"
+    kept.write_bytes(content)
+    _encode_until(encoder, kept, 120)
+    seen: list[float] = []
+    encoder.encode(RECORDING, kept_at=kept, on_progress=lambda p: seen.append(p.seconds))
+    assert seen[0] == 120
 
 
 def test_what_was_kept_in_another_way_is_not_used(encoder: WindowEncoder, tmp_path: Path) -> None:

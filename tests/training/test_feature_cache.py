@@ -141,7 +141,7 @@ def test_each_packing_and_each_setting_has_a_cache_of_its_own(recipe: Recipe, tm
 def test_a_share_takes_so_many_clips_and_others_in_another_packing(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feature_cache, "_cached", lambda root, description, encoder, windows, *_: windows())
+    monkeypatch.setattr(feature_cache, "_cached", lambda features, *_: features.windows())
     plans: Any = [cache_training_windows(recipe, variant) for variant in (0, 1)]
     taken = [{p.clip.id for window in windows for p in window.placements} for windows in plans]
     assert [len(clips) for clips in taken] == [18, 18]

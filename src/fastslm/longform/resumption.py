@@ -47,7 +47,7 @@ class KeptGroups:
         stamp: everything that decides what the tokens are.
 
     Raises:
-        FastSLMError: the file cannot be written, or another process is at it.
+        FastSLMError: the file cannot be written, is another kind of file, or another process is at it.
     """
 
     def __init__(self, path: str | os.PathLike, stamp: dict[str, Any]):
@@ -72,6 +72,9 @@ class KeptGroups:
         except OSError as error:
             self._release()
             raise self._failed(error) from error
+        except FastSLMError:
+            self._release()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -140,7 +143,14 @@ class KeptGroups:
             return groups
         with self.path.open("r+b") as file:
             whole = 0
-            if file.read(len(self._head)) == self._head:
+            head = file.read(len(self._head))
+            # Of ours, killed while it was begun, there may be less than the magic, but nothing else.
+            if not head.startswith(MAGIC[: len(head)]):
+                raise FastSLMError(
+                    f"{self.path} is no file of finished groups, and would be written over: choose another place, or "
+                    "remove it."
+                )
+            if head == self._head:
                 whole = file.tell()
                 while (group := _read_group(file)) is not None:
                     groups.append(group)
@@ -161,8 +171,12 @@ class KeptGroups:
 def _read_group(file: BinaryIO) -> KeptGroup | None:
     """The next group, `None` at the end or where the writing was stopped."""
     size = int.from_bytes(file.read(LENGTH_BYTES), "little")
-    check, payload = file.read(CHECK_BYTES), file.read(size)
-    if not size or len(payload) < size or hashlib.sha256(payload).digest() != check:
+    check = file.read(CHECK_BYTES)
+    # After a power cut anything may stand there, lengths beyond all memory too.
+    if not 0 < size <= os.fstat(file.fileno()).st_size - file.tell():
+        return None
+    payload = file.read(size)
+    if hashlib.sha256(payload).digest() != check:
         return None
     tensors = load(payload)
     return KeptGroup(tensors["tokens"], tuple(tensors["samples"].tolist()), tensors["audio"].numpy().tobytes())

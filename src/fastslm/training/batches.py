@@ -1,6 +1,8 @@
 """Which windows a step trains on: a function of the recipe's seed, the phase and the step alone."""
 
 from collections.abc import Callable
+from itertools import count
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +15,9 @@ from fastslm.training.objectives import Batch, masked, shifted
 from fastslm.training.processes import Processes
 from fastslm.training.recipe import Recipe
 
+if TYPE_CHECKING:
+    from fastslm.training.packed import Packed
+
 
 class TrainingWindows:
     """The packings of a recipe's training data, and the batches drawn from them.
@@ -22,6 +27,7 @@ class TrainingWindows:
         dtype: of batches' frames.
         say: tells the person what a packing loses.
         encoding: given what is encoded, makes what shows its progress.
+        packed: what the windows are read from, where the run was packed.
     """
 
     def __init__(
@@ -31,9 +37,10 @@ class TrainingWindows:
         dtype: torch.dtype,
         say: Callable[[str], None],
         encoding: Callable[[str], Progress],
+        packed: "Packed | None" = None,
     ):
         self.recipe, self.processes, self.device, self.dtype = recipe, processes, processes.device, dtype
-        self.say, self.encoding = say, encoding
+        self.say, self.encoding, self.packed = say, encoding, packed
         self._variants: dict[int, CachedWindows] = {}
 
     def variant(self, epoch: int) -> CachedWindows:
@@ -41,11 +48,27 @@ class TrainingWindows:
         variant = epoch % self.recipe.data.variants
         if variant not in self._variants:
             what = f"training windows, packing {variant + 1} of {self.recipe.data.variants}"
-            with self.processes.main_first():
-                windows = cache_training_windows(self.recipe, variant, self.encoding(what), self.device)
+            if self.packed is not None:
+                windows = self.packed.training_windows(variant)
+            else:
+                with self.processes.main_first():
+                    windows = cache_training_windows(self.recipe, variant, self.encoding(what), self.device)
             self.say_what_is_lost(what, windows)
             self._variants[variant] = windows
         return self._variants[variant]
+
+    def ready(self, phase_index: int, index: int) -> bool:
+        """Whether `batch` only reads: the packing that it draws from has been reached before."""
+        size = self.recipe.phases[phase_index].batch_windows
+        for epoch in count():
+            windows = self._variants.get(epoch % self.recipe.data.variants)
+            batches = 0 if windows is None else len(windows) // size
+            if index < batches:
+                return True
+            if not batches:
+                return False
+            index -= batches
+        raise AssertionError("epochs have no end")
 
     def batch(self, phase_index: int, index: int, generator: torch.Generator) -> Batch:
         """The `index`-th micro-batch of a phase: each epoch is one packing in an order of its own.
@@ -76,12 +99,21 @@ class TrainingWindows:
             limit = phase.shift_frames
             shifts = torch.randint(-limit, limit + 1, (size,), generator=generator).tolist()
             frames = shifted(frames, shifts)
-        whole = frames.to(self.device, self.dtype)
+        whole = self._placed(frames)
         labels = [windows.labels[i] for i in chosen]
         if not phase.mask:
             return Batch(whole, labels, shifts)
         seen = masked(frames, phase.mask, phase.mask_frames, generator)
-        return Batch(seen.to(self.device, self.dtype), labels, shifts, whole)
+        return Batch(self._placed(seen), labels, shifts, whole)
+
+    def _placed(self, frames: torch.Tensor) -> torch.Tensor:
+        """Where and in which dtype a step reads them."""
+        if self.device.type != "cuda":
+            return frames.to(self.device, self.dtype)
+        # From pinned memory, so that the thread that draws ahead does not wait for the step that is being computed; in
+        # bfloat16, half of what float32 would be. It is the stream of the steps, so none reads before it is there.
+        with torch.cuda.device(self.device):
+            return frames.pin_memory().to(self.device, non_blocking=True).to(self.dtype)
 
     def is_too_long(self, text: str) -> bool:
         """Whether a window's text needs more steps than the CTC head has: it then teaches nothing."""

@@ -27,6 +27,7 @@ from fastslm.features import window_mel
 from fastslm.model.base_weights import load_encoder
 from fastslm.training.disk import writing
 from fastslm.training.recipe import Recipe
+from fastslm.weights import resolve
 
 LAYOUT = 1
 ENCODE_BATCH = 8
@@ -69,6 +70,40 @@ class CachedWindows:
         return torch.from_numpy(np.stack([self._data[i] for i in indices])).view(torch.bfloat16)
 
 
+@dataclass(frozen=True)
+class Features:
+    """The encoder's frames of some windows: what they are, and where they lie once they are encoded.
+
+    Attributes:
+        root: the cache.
+        description: all that the content depends on.
+        encoder: the name of the frozen encoder.
+        windows: lays out the windows, without any sound.
+    """
+
+    root: Path
+    description: dict[str, object]
+    encoder: str
+    windows: Callable[[], list[PackedWindow]]
+
+    @property
+    def folder(self) -> Path:
+        """Where they lie."""
+        return self.root / _digest(self.description)
+
+    @property
+    def cached(self) -> bool:
+        """Whether they are encoded already."""
+        return (self.folder / "description.json").is_file()
+
+    def size(self) -> int:
+        """Bytes of the frames, encoded or not."""
+        if self.cached:
+            return (self.folder / "frames.bf16").stat().st_size
+        config: Any = WhisperConfig.from_pretrained(resolve(self.encoder))
+        return len(self.windows()) * config.max_source_positions * config.d_model * 2
+
+
 def cache_training_windows(
     recipe: Recipe, variant: int, progress: Progress | None = None, device: torch.device = CPU
 ) -> CachedWindows:
@@ -83,6 +118,11 @@ def cache_training_windows(
         ManifestError: no clip has text, a clip is longer than a window, a recording is not there.
         TrainingError: the features cannot be written.
     """
+    return _cached(training_features(recipe, variant), progress, device)
+
+
+def training_features(recipe: Recipe, variant: int) -> Features:
+    """The windows of one packing of the training data. Arguments and errors as of `cache_training_windows`."""
     data = recipe.data
 
     def windows() -> list[PackedWindow]:
@@ -100,13 +140,7 @@ def cache_training_windows(
         sounds = read_manifest(data.sounds) if data.sounds else []
         return pack(clips, sounds, data.packing, (recipe.seed, variant))
 
-    description = _training_description(recipe, variant)
-    return _cached(data.cache, description, recipe.model.encoder, windows, progress, device)
-
-
-def _training_description(recipe: Recipe, variant: int) -> dict[str, object]:
-    data = recipe.data
-    return {
+    description = {
         "layout": LAYOUT,
         "encoder": recipe.model.encoder,
         "train": [[manifest_digest(t.path), t.share] for t in data.train],
@@ -114,6 +148,8 @@ def _training_description(recipe: Recipe, variant: int) -> dict[str, object]:
         "packing": data.packing.described(),
         "seed": [recipe.seed, variant],
     }
+    encoder = recipe.model.encoder
+    return Features(data.cache, _with_encoder(description, encoder), encoder, windows)
 
 
 def check_recordings(recipe: Recipe) -> None:
@@ -124,9 +160,7 @@ def check_recordings(recipe: Recipe) -> None:
     Raises:
         ManifestError: a recording is missing, or is longer than a window.
     """
-    described = [_training_description(recipe, variant) for variant in range(recipe.data.variants)]
-    folders = [recipe.data.cache / _digest(_with_encoder(own, recipe.model.encoder)) for own in described]
-    if all((folder / "description.json").is_file() for folder in folders):
+    if all(training_features(recipe, variant).cached for variant in range(recipe.data.variants)):
         return
     for source in recipe.data.train:
         clips = [clip for clip in read_manifest(source.path) if clip.text]
@@ -141,6 +175,11 @@ def cache_validation_windows(
     recipe: Recipe, progress: Progress | None = None, device: torch.device = CPU
 ) -> CachedWindows:
     """Validation clips, each alone at the start of a window. Arguments and errors as of training windows."""
+    return _cached(validation_features(recipe), progress, device)
+
+
+def validation_features(recipe: Recipe) -> Features:
+    """Validation clips, each alone at the start of a window."""
     data = recipe.data
     description = {
         "layout": LAYOUT,
@@ -156,31 +195,24 @@ def cache_validation_windows(
         refuse_long(clips)
         return [PackedWindow((_alone(clip),), None, None, (0,)) for clip in clips]
 
-    return _cached(data.cache, description, recipe.model.encoder, windows, progress, device)
+    encoder = recipe.model.encoder
+    return Features(data.cache, _with_encoder(description, encoder), encoder, windows)
 
 
 def _alone(clip: Clip) -> Placement:
     return Placement(clip, 0, min(round(clip.duration * SAMPLE_RATE), WINDOW_SAMPLES), 1.0, 0.0)
 
 
-def _cached(
-    root: Path,
-    description: dict[str, object],
-    encoder_name: str,
-    windows: Callable[[], list[PackedWindow]],
-    progress: Progress | None,
-    device: torch.device,
-) -> CachedWindows:
-    description = _with_encoder(description, encoder_name)
-    digest = _digest(description)
-    folder = root / digest
-    if not (folder / "description.json").is_file():
-        with writing(root, "the cache of encoder features"):
-            root.mkdir(parents=True, exist_ok=True)
+def _cached(features: Features, progress: Progress | None, device: torch.device) -> CachedWindows:
+    folder = features.folder
+    if not features.cached:
+        with writing(features.root, "the cache of encoder features"):
+            features.root.mkdir(parents=True, exist_ok=True)
         # A second process that wants the same windows waits for the first.
-        with FileLock(root / f"{digest}.lock"):
-            if not (folder / "description.json").is_file():
-                _encode(folder, description, load_encoder(encoder_name).eval(), windows(), progress, device)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            if not features.cached:
+                encoder = load_encoder(features.encoder).eval()
+                _encode(folder, features.description, encoder, features.windows(), progress, device)
     return CachedWindows(folder)
 
 

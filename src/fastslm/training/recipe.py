@@ -296,6 +296,15 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     Raises:
         RecipeError: with every fault that was found; an unknown key is named beside the nearest known one.
     """
+    return check_recipe(recipe_content(path, overrides), str(path))
+
+
+def recipe_content(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
+    """What a recipe says with its overrides, before any of it is checked.
+
+    Raises:
+        RecipeError: there is no such file, it is no mapping, or an override has no place in it.
+    """
     path = Path(path)
     if not path.is_file():
         raise RecipeError(f"{path}: there is no such recipe; give a YAML file such as recipes/tiny/stage1.yaml.")
@@ -307,19 +316,16 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values; see recipes/tiny/stage1.yaml.")
     for override in overrides:
         _override(content, override)
-    return check_recipe(content, str(path))
+    return content
 
 
 def check_recipe(content: dict[str, Any], where: str) -> Recipe:
-    """Validate a recipe's content.
+    """Validate a recipe's content, and make sure that the files it names are there.
 
     Raises:
         RecipeError: with every fault that was found, in one sentence each.
     """
-    try:
-        recipe = Recipe.model_validate(content)
-    except pydantic.ValidationError as error:
-        raise RecipeError(f"{where}: " + "; ".join(map(_sentence, _own_faults(error))) + ".") from None
+    recipe = validate_recipe(content, where)
     missing = [str(m) for m in (*(t.path for t in recipe.data.train), recipe.data.validation) if not m.is_file()]
     tasks = [t.path for t in recipe.data.instructions]
     tasks += [recipe.data.instructions_validation] if recipe.data.instructions_validation else []
@@ -331,6 +337,18 @@ def check_recipe(content: dict[str, Any], where: str) -> Recipe:
     if recipe.start_from is not None and not recipe.start_from.is_dir():
         raise RecipeError(f"{where}: start_from {recipe.start_from} is no folder; train the stage before it first.")
     return recipe
+
+
+def validate_recipe(content: dict[str, Any], where: str) -> Recipe:
+    """Validate a recipe's content alone: nothing on the disk is looked for.
+
+    Raises:
+        RecipeError: with every fault that was found, in one sentence each.
+    """
+    try:
+        return Recipe.model_validate(content)
+    except pydantic.ValidationError as error:
+        raise RecipeError(f"{where}: " + "; ".join(map(_sentence, _own_faults(error))) + ".") from None
 
 
 def _override(content: dict[str, Any], override: str) -> None:

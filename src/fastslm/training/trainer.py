@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
+from fastslm import weights
 from fastslm.errors import TrainingError
 from fastslm.training.batches import TrainingWindows
 from fastslm.training.checkpoint import load_newest, save_checkpoint
@@ -23,6 +24,8 @@ from fastslm.training.instructions import InstructionTuning
 from fastslm.training.interruption import Interruption, Stopped
 from fastslm.training.objectives import Objective
 from fastslm.training.optimizer import Average, Optimizers
+from fastslm.training.packed import Packed
+from fastslm.training.prefetch import StepBatches
 from fastslm.training.processes import Processes, Shared
 from fastslm.training.progress import RunLog, StepLine, draw_curves
 from fastslm.training.recipe import Phase, Recipe
@@ -42,15 +45,21 @@ class Trainer:
     floating-point sums are rounded.
 
     Args:
-        recipe: the checked recipe.
+        recipe: the checked recipe, or a run that was packed.
         quiet: nothing on standard error.
+        started: when the command started, as `time.time` has it; by default now.
 
     Raises:
         RecipeError: a device that is not there, phases that the model cannot be trained in or processes not share.
         TrainingError: the run's folder belongs to another recipe or is in use, a loss that is not finite, a full disk.
     """
 
-    def __init__(self, recipe: Recipe, quiet: bool = False):
+    def __init__(self, recipe: Recipe | Packed, quiet: bool = False, started: float | None = None):
+        self.started = time.time() if started is None else started
+        self.packed = recipe if isinstance(recipe, Packed) else None
+        # What checkpoints and model cards say was trained: a packed run is the run that it was at home.
+        self.named = recipe.home if isinstance(recipe, Packed) else recipe
+        recipe = recipe.recipe if isinstance(recipe, Packed) else recipe
         self.recipe = recipe
         self.processes = Processes(recipe.device)
         self.processes.check(recipe)
@@ -64,7 +73,9 @@ class Trainer:
         self.step = 0
         self.global_step = 0
         self.seconds = 0.0
-        self.windows = TrainingWindows(recipe, self.processes, self.dtype, self.line.say, self._encoding)
+        self.windows = TrainingWindows(recipe, self.processes, self.dtype, self.line.say, self._encoding, self.packed)
+        self._starting = True
+        self._seconds_to_first_step: float | None = None
 
     def run(self) -> Path:
         """Train, and return the folder of the trained model.
@@ -82,7 +93,7 @@ class Trainer:
         try:
             # The main process holds it for all.
             lock = FileLock(out / ".lock", timeout=0) if self.processes.main else nullcontext()
-            with lock, self._interruption:
+            with lock, self._interruption, weights.found_in(self.packed.weights if self.packed else {}):
                 return self._run()
         except Timeout:
             raise TrainingError(
@@ -108,10 +119,7 @@ class Trainer:
         if self.phase == len(recipe.phases):
             self.line.say(f"this run ended at step {self.global_step}; its model is exported again")
         else:
-            if self.processes.main and any(p.objective != "instructions" for p in recipe.phases[self.phase :]):
-                check_recordings(recipe)
-            with self.processes.main_first():
-                validation = cache_validation_windows(recipe, self._encoding("validation"), self.device)
+            validation = self._validation_windows()
             self.windows.say_what_is_lost("validation", validation)
             if self.global_step:
                 self.line.say(f"going on at phase {recipe.phases[self.phase].name}, step {self.step}")
@@ -128,6 +136,15 @@ class Trainer:
             draw_curves(self.log.rows(), recipe.out / "curves.png", recipe.name)
             learner.export(recipe.out / "model", self.summary())
         return recipe.out / "model"
+
+    def _validation_windows(self) -> CachedWindows:
+        """What phases are judged by. Before any of it is encoded, all recordings that are needed are looked for."""
+        if self.packed is not None:
+            return self.packed.validation_windows()
+        if self.processes.main and any(p.objective != "instructions" for p in self.recipe.phases[self.phase :]):
+            check_recordings(self.recipe)
+        with self.processes.main_first():
+            return cache_validation_windows(self.recipe, self._encoding("validation"), self.device)
 
     def _start_from_frames(self, learner: Learner) -> None:
         """The least-squares start of tokens and unfolder, where the recipe asks for it."""
@@ -147,7 +164,7 @@ class Trainer:
     def summary(self) -> dict[str, Any]:
         """What a model card says of the run."""
         return {
-            "recipe": self.recipe.model_dump(mode="json"),
+            "recipe": self.named.model_dump(mode="json"),
             "steps": self.global_step,
             "hours": round(self.seconds / 3600, 3),
             "seed": self.recipe.seed,
@@ -173,41 +190,58 @@ class Trainer:
             if average is not None:
                 average.load_state_dict(state["average"])
         shared.start()
-        for step in range(self.step, phase.steps):
-            started = time.monotonic()
-            learner.train(phase)
-            try:
-                numbers = self._one_step(phase, step, shared, optimizers)
-            except Stopped:
-                # While windows were encoded, before any weight moved.
-                if self.step and not self.processes.sharded:
-                    self._save(learner, objective, optimizers, average)
-                self.line.say(f"stopped at step {self.global_step}; the same command goes on from there")
-                raise
-            if average is not None:
-                average.update()
-            self.step, self.global_step = step + 1, self.global_step + 1
-            self.seconds = time.monotonic() - self._clock
-            self._log_step(phase, time.monotonic() - started, numbers)
-            last = step + 1 == phase.steps
-            if last or (step + 1) % phase.validate_every == 0:
-                self._validate(phase, learner, shared, validation, average)
-            due = self.processes.main and time.monotonic() - self._saved > self.recipe.checkpoint_minutes * 60
-            # All leave after the same step, whichever of them was told to.
-            agreed = self.processes.total({"asked": self._interruption.asked, "due": due})
-            self._stopping = agreed["asked"] > 0
-            if last:
+        with closing(self._step_batches(phase, objective)) as self._batches:
+            for step in range(self.step, phase.steps):
+                started = time.monotonic()
+                learner.train(phase)
+                try:
+                    numbers = self._one_step(phase, step, shared, optimizers)
+                except Stopped:
+                    # While windows were encoded, before any weight moved.
+                    if self.step and not self.processes.sharded:
+                        self._save(learner, objective, optimizers, average)
+                    self.line.say(f"stopped at step {self.global_step}; the same command goes on from there")
+                    raise
                 if average is not None:
-                    average.swap()
-                shared.close()
-                learner = self._with_whole_weights(learner)
-                learner.finish(phase, objective)
-                self._save(learner, None, None, None)
-            elif self._stopping or agreed["due"]:
-                self._save(learner, objective, optimizers, average)
-                self._check_stop()
-
+                    average.update()
+                self.step, self.global_step = step + 1, self.global_step + 1
+                self.seconds = time.monotonic() - self._clock
+                self._log_step(phase, time.monotonic() - started, numbers)
+                last = step + 1 == phase.steps
+                if last or (step + 1) % phase.validate_every == 0:
+                    self._validate(phase, learner, shared, validation, average)
+                due = self.processes.main and time.monotonic() - self._saved > self.recipe.checkpoint_minutes * 60
+                # All leave after the same step, whichever of them was told to.
+                agreed = self.processes.total({"asked": self._interruption.asked, "due": due})
+                self._stopping = agreed["asked"] > 0
+                if last:
+                    if average is not None:
+                        average.swap()
+                    shared.close()
+                    learner = self._with_whole_weights(learner)
+                    learner.finish(phase, objective)
+                    self._save(learner, None, None, None)
+                elif self._stopping or agreed["due"]:
+                    self._save(learner, objective, optimizers, average)
+                    self._check_stop()
         return learner
+
+    def _step_batches(self, phase: Phase, objective: Objective) -> StepBatches:
+        """The batches of a phase's steps, each from a generator of its own."""
+        index, every = self.phase, phase.accumulate
+
+        def draw(step: int) -> list[Any]:
+            numbers = range(step * every, (step + 1) * every)
+            if isinstance(objective, InstructionTuning):
+                return [objective.batch(number) for number in numbers]
+            generator = torch.Generator().manual_seed(_seed(self.recipe.seed, index, step))
+            return [self.windows.batch(index, number, generator) for number in numbers]
+
+        def ready(step: int) -> bool:
+            heard = not isinstance(objective, InstructionTuning)
+            return not heard or self.windows.ready(index, (step + 1) * every - 1)
+
+        return StepBatches(draw, ready, phase.steps)
 
     def _with_whole_weights(self, learner: Learner) -> Learner:
         """What was trained, in modules that FSDP has not changed; torch has no way back."""
@@ -223,7 +257,11 @@ class Trainer:
         if self.log is None:
             return
         row = {"kind": "step", "phase": phase.name, "global_step": self.global_step}
-        times = {"seconds": round(self.seconds, 2), "step_seconds": round(took, 3)}
+        waited = round(self._batches.waited, 4)
+        times = {"seconds": round(self.seconds, 2), "step_seconds": round(took, 3), "wait_seconds": waited}
+        if self._seconds_to_first_step is not None:
+            times["seconds_to_first_step"] = self._seconds_to_first_step
+            self._seconds_to_first_step = None
         self.log.write({**row, **times, **numbers})
         left = phase.steps - self.step + sum(p.steps for p in self.recipe.phases[self.phase + 1 :])
         self.line.show(phase.name, self.step, phase.steps, left, numbers)
@@ -241,14 +279,14 @@ class Trainer:
         shared: Shared,
         optimizers: Optimizers,
     ) -> dict[str, float]:
-        generator = torch.Generator().manual_seed(_seed(self.recipe.seed, self.phase, step))
         torch.manual_seed(_seed(self.recipe.seed, self.phase, step))
-        indices = range(step * phase.accumulate, (step + 1) * phase.accumulate)
-        if isinstance(shared.objective, InstructionTuning):
-            batches: list[Any] = [shared.objective.batch(index) for index in indices]
-            lost = 0
-        else:
-            batches = [self.windows.batch(self.phase, index, generator) for index in indices]
+        batches = self._batches.take(step)
+        if self._starting:
+            self._starting = False
+            self._seconds_to_first_step = round(time.time() - self.started, 2)
+            self.line.say(f"the first step begins {self._seconds_to_first_step:.1f} s after the start")
+        lost = 0
+        if not isinstance(shared.objective, InstructionTuning):
             lost = sum(self.windows.is_too_long(text) for batch in batches for text in batch.texts)
         totals: dict[str, float] = {}
         amounts = shared.amounts(batches)
@@ -306,7 +344,7 @@ class Trainer:
         if not (self.processes.main or self.processes.sharded):
             return
         state = {
-            "recipe": _digest(self.recipe, self.phase),
+            "recipe": _digest(self.named, self.phase),
             "phase": self.phase,
             "step": self.step,
             "global_step": self.global_step,
@@ -322,7 +360,7 @@ class Trainer:
 
     def _resume_state(self) -> dict[str, Any] | None:
         state = load_newest(self.recipe.out / "checkpoints")
-        if state is not None and state["recipe"] != _digest(self.recipe, state["phase"]):
+        if state is not None and state["recipe"] != _digest(self.named, state["phase"]):
             raise TrainingError(
                 f"{self.recipe.out} holds a run of another recipe; remove that folder, or choose another with "
                 "--set out=…"
