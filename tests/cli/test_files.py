@@ -1,6 +1,7 @@
 """What is said of files before anything slow, and what the command alone prints."""
 
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from fastslm.cli import run
-from fastslm.cli.files import output_paths
+from fastslm.cli.files import output_paths, progress_bar
 from fastslm.longform.memory import SpeechMemory
 
 
@@ -32,6 +33,18 @@ def test_what_shows_in_the_first_second_is_one_line_and_costs_no_model(
     assert printed.err.startswith(f"fastslm: {file}")
     assert words in printed.err
     assert printed.err.count("\n") == 1
+
+
+def test_the_bar_shows_a_name_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with progress_bar("talk [dQw4w9WgXcQ].mp3"):
+        pass
+    assert "talk [dQw4w9WgXcQ].mp3" in terminal.getvalue()
 
 
 def test_a_pipe_is_heard_from_its_first_byte(tmp_path: Path, encode, tone, tiny_checkpoint: Path, capsys) -> None:

@@ -122,6 +122,21 @@ def test_a_prefix_file_is_written_once_and_taken_again(fastslm, talk: Path, tmp_
     assert "several files" in err
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_result_is_not_written_over_the_prefix_file(fastslm, talk: Path, tmp_path: Path, there: bool) -> None:
+    kept = tmp_path / "talk.json"
+    if there:
+        kept.write_bytes(b"an hour of work")
+    (tmp_path / "link").symlink_to(tmp_path)
+    place = ["--output-dir", tmp_path / "link", "--json"]
+    status, out, err = fastslm("ask", talk, "Who won?", "--prefix-file", kept, *place)
+    assert (status, out) == (2, "")
+    assert _said(err) == [f"fastslm: The result of {talk} would be written over {kept}: give them different names."]
+    assert kept.exists() == there
+    status, out, _ = fastslm("ask", talk, "Who won?", "--prefix-file", tmp_path / "talk.kv", *place)
+    assert (status, out) == (0, f"{tmp_path / 'link' / 'talk.json'}\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

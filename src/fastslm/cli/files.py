@@ -92,14 +92,17 @@ def load_quietly(model: str, device: str, dtype: str) -> "FastSLM":
     return load(model, device, dtype)
 
 
-def output_paths(files: list[Path], folder: Path, suffix: str, *, read: Sequence[Path] = ()) -> dict[Path, Path]:
+def output_paths(
+    files: list[Path], folder: Path, suffix: str, *, read: Sequence[Path] = (), kept: Path | None = None
+) -> dict[Path, Path]:
     """Where the result of each file goes.
 
     Args:
         read: all files that are read, where they are more than those that have a result.
+        kept: a file beside them that is read or written, whether it is there yet or not.
 
     Raises:
-        OptionError: two would go to the same place, or one to that of a file that is read.
+        OptionError: two would go to the same place, or one to that of a file that is read, or kept.
         FastSLMError: the folder cannot be made or written to, a folder is where a result is to go, or its name is too
             long.
     """
@@ -121,6 +124,8 @@ def output_paths(files: list[Path], folder: Path, suffix: str, *, read: Sequence
         target = folder / f"{file.stem}{suffix}"
         if target in makers:
             raise OptionError(f"{makers[target]} and {file} would both be written to {target}: run them apart.")
+        if kept is not None and target.resolve() == kept.resolve():
+            raise OptionError(f"The result of {file} would be written over {kept}: give them different names.")
         found = _found(target, f"the result of {file}")
         if found is not None and (overwritten := sources.get((found.st_dev, found.st_ino))) is not None:
             raise OptionError(f"The result of {file} would be written over {overwritten}: choose another --output-dir.")
@@ -248,7 +253,7 @@ def progress_bar(name: str) -> Iterator[Callable[[float, float | None, str], Non
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # names may hold [brackets]
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("{task.fields[note]}"),

@@ -346,11 +346,12 @@ def _answers(
     build_content(task, **prompt_options)  # raises what is wrong with the question or the language
     chosen = AnswerOptions(**options)
 
-    if options["prefix_file"] is not None and len(files) > 1 and not together:
+    prefix_file: Path | None = options["prefix_file"]
+    if prefix_file is not None and len(files) > 1 and not together:
         raise OptionError("A --prefix-file keeps one prompt, and there are several files: give one, or --together.")
     named = files[:1] if together else files
     suffix = ".json" if as_json else ".txt"
-    targets = output_paths(named, output_dir, suffix, read=files) if output_dir else {}
+    targets = output_paths(named, output_dir, suffix, read=files, kept=prefix_file) if output_dir else {}
 
     def work(loaded: "FastSLM", file: Path, on_progress: "OnProgress") -> "Answer":
         return answer(loaded, list(files) if together else file, {**options, "partial": partial}, on_progress)

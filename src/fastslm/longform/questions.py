@@ -87,8 +87,9 @@ class AnswerOptions:
                 f"span_seconds is {self.span_seconds!r} by the method {self.method}: give {WINDOW_SECONDS} or more, by "
                 "the method map_reduce."
             )
-        if self.prefix_file is not None and self.method == "map_reduce":
-            raise OptionError("A prefix_file keeps one prompt, and map_reduce makes several: leave one of them out.")
+        if self.prefix_file is not None and (self.method == "map_reduce" or span is not None):
+            other = "map_reduce" if span is None else "span_seconds"
+            raise OptionError(f"A prefix_file keeps one prompt, and {other} makes several: leave one of them out.")
         if self.prefix_file is not None and (self.prefix_file.is_dir() or not self.prefix_file.parent.is_dir()):
             raise OptionError(f"{self.prefix_file} cannot be a file, or its folder does not exist: name another.")
         if self.prefix_file is not None and not can_keep(model):
