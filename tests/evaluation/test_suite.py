@@ -112,6 +112,12 @@ def test_missing_audio_is_found_before_anything_is_heard(make_manifest: Callable
         read_requests(ASR, manifest)
 
 
+def test_text_that_nobody_speaks_is_refused_before_anything_is_heard(make_manifest: Callable[..., Path]) -> None:
+    row = {"audio": None, "text": "a cup", "translation": "une tasse", "target_language": "fr"}
+    with pytest.raises(ManifestError, match="0 is text without sound"):
+        read_requests(SUITES["ast"], make_manifest(row))
+
+
 def test_a_task_that_the_system_lacks_is_refused(make_manifest: Callable[..., Path]) -> None:
     class Deaf(Rote):
         tasks = ("ask",)
@@ -120,12 +126,20 @@ def test_a_task_that_the_system_lacks_is_refused(make_manifest: Callable[..., Pa
         evaluate(ASR, Deaf("a", "b"), make_manifest(*ROWS["asr"]))
 
 
+ANSWER = {"id": "0", "clip": "0", "hypothesis": "a", "finish_reason": "stop"}
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
         ([], "holds no predictions"),
         ([{"id": "0", "hypothesis": "a"}, {"id": "1"}], "holds no predictions"),
         ([{"suite": "asr"}, {"id": "0", "clip": "0", "finish_reason": "stop"}], "line 2: there is no hypothesis"),
+        (
+            [{"suite": "asr"}, ANSWER, {**ANSWER, "label_kind": ["human"]}],
+            r'line 3: label_kind is \["human"\], but text',
+        ),
+        ([{"suite": "asr"}, {**ANSWER, "label_kind": None}], "line 2: label_kind is null, but text"),
     ],
 )
 def test_a_file_of_something_else_is_refused(tmp_path: Path, lines: list[dict], words: str) -> None:

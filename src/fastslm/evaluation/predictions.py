@@ -80,6 +80,9 @@ class Predictions:
             raise ManifestError(f"{path} holds no predictions of `fastslm evaluate`: name a file of --predictions.")
         predictions = cls(found[0], found[1:])
         predictions.require(path, NEEDED)
+        for number, row in enumerate(predictions.rows, 2):
+            if not _is_text(row.get("label_kind", "")):
+                raise _wrong_kind(path, number, "label_kind", row["label_kind"], TEXT[0])
         return predictions
 
     def require(self, path: Path, keys: Sequence[str], facts: Sequence[str] = ()) -> None:
@@ -101,7 +104,10 @@ class Predictions:
                     value = value[part]
                 kind, is_of_kind = KINDS.get(key, TEXT)
                 if not is_of_kind(value):
-                    raise ManifestError(
-                        f"{path}, line {number}: {key} is {json.dumps(value)[:40]}, but {kind} is needed; write the "
-                        "predictions again."
-                    )
+                    raise _wrong_kind(path, number, key, value, kind)
+
+
+def _wrong_kind(path: Path, number: int, key: str, value: object, kind: str) -> ManifestError:
+    return ManifestError(
+        f"{path}, line {number}: {key} is {json.dumps(value)[:40]}, but {kind} is needed; write the predictions again."
+    )

@@ -85,7 +85,7 @@ def read_requests(suite: Suite, manifest: Path, limit: int | None = None) -> lis
         raise ManifestError(f"{manifest}: no clip has the task {suite.task}: give a manifest with such clips.")
     found: list[tuple[Clip, list[Row]]] = []
     for clip in own:
-        clip.row(manifest.parent)  # raises where audio is missing
+        clip.check_audio()
         shared = {"id": clip.id, "clip": _recording(clip), "duration": clip.duration, "language": clip.language}
         if clip.label_kind:
             shared["label_kind"] = clip.label_kind
