@@ -21,6 +21,7 @@ from fastslm.longform.results import clock
 from fastslm.longform.workers import worker_count
 from fastslm.model.configuration import FastSLMConfig
 from fastslm.model.modeling import FastSLMForConditionalGeneration
+from fastslm.model.narrow_copy import narrow_bytes
 
 # Python, torch, transformers and the buffers of their kernels, measured on Linux: the same whatever the model.
 PROGRAM_BYTES = 590_000_000
@@ -144,8 +145,9 @@ def plan(
     weights = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     if encoder_dtype not in (None, dtype):
         # Copies of their own.
-        for part in (model.encoder, model.hfq_former, None if model.reader is None else model.reader.decoder):
+        for part in (model.encoder, None if model.reader is None else model.reader.decoder):
             weights += sum(own.numel() for own in part.parameters()) * encoder_dtype.itemsize if part is not None else 0
+        weights += narrow_bytes(model.hfq_former, encoder_dtype, dtype)
     device = device or str(model.device)
     group_windows = group_windows or GROUP_WINDOWS * worker_count(torch.device(device))
     group = group_bytes(model, group_windows, encoder_dtype or dtype)

@@ -34,6 +34,10 @@ class ChannelsLastConv1d(nn.Conv1d):
         return F.conv2d(image, self.weight.unsqueeze(2), self.bias, (1, *self.stride), (0, *padding)).squeeze(2)
 
 
+# What autocast computes in the narrower type.
+NARROWED = (nn.Linear, nn.Conv1d)
+
+
 def narrow_copy(module: Module, dtype: torch.dtype) -> Module:
     """A copy whose linear layers and convolutions have their weights in `dtype`; all other weights keep their own.
 
@@ -47,3 +51,12 @@ def narrow_copy(module: Module, dtype: torch.dtype) -> Module:
             elif isinstance(child, nn.Conv1d):
                 setattr(parent, name, ChannelsLastConv1d(child).to(dtype))
     return copy
+
+
+def narrow_bytes(module: nn.Module, dtype: torch.dtype, own: torch.dtype) -> int:
+    """Of the parameters of `narrow_copy(module, dtype)`, where the module's are in `own`, without making it."""
+    return sum(
+        parameter.numel() * (dtype if isinstance(part, NARROWED) else own).itemsize
+        for part in module.modules()
+        for parameter in part.parameters(recurse=False)
+    )
