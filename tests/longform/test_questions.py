@@ -12,6 +12,7 @@ from tiny_fastslm import CONTEXT, noise
 
 from fastslm.errors import OptionError
 from fastslm.longform.questions import Answerer
+from fastslm.longform.readers import Method
 from fastslm.longform.transcription import Transcriber
 from fastslm.speech import FastSLM
 
@@ -112,6 +113,21 @@ def test_a_text_is_that_of_one_prompt_without_any_cache(fresh: FastSLM, monkeypa
     assert plain.usage.prompt_tokens == cached.usage.prompt_tokens
     with pytest.raises(OptionError, match="cannot be kept"):
         fresh.ask(memory, "Who won?", prefix_file=Path("a.kv"))
+
+
+@pytest.mark.parametrize("method", ["window", "context", "whole"])
+def test_transcripts_say_what_passed_the_language_model(fresh: FastSLM, places: list[int], method: Method) -> None:
+    memory = long_memory(fresh, 3)
+    options: dict[str, Any] = {"reader": "llm", "method": method, "max_new_tokens": 4, "repetition": "keep"}
+    fresh.transcriber.read_together = 1  # one prompt in a pass, whose places are counted
+    for cached in (False, method == "whole"):
+        places.clear()
+        transcript = fresh.transcribe(memory, **options)
+        written = transcript.usage.text_tokens + sum(s.finish_reason == "stop" for s in transcript.segments)
+        assert sum(places) == transcript.usage.prompt_tokens + written - len(transcript.segments)
+        assert (transcript.usage.cached_tokens > 150) == cached
+    ctc = fresh.transcribe(memory, reader="ctc").usage
+    assert (ctc.prompt_tokens, ctc.cached_tokens) == (0, 0)
 
 
 def test_a_prefix_file_serves_another_process(fresh: FastSLM, tmp_path: Path) -> None:

@@ -74,6 +74,18 @@ def test_a_retry_that_does_not_come_to_its_end_is_no_remedy() -> None:
     assert reading.finish_reason == "repetition"
 
 
+@pytest.mark.parametrize("helps", [True, False])
+def test_all_attempts_are_counted_and_what_one_saves_another_was_not_kept_before(helps: bool) -> None:
+    def read(items: Sequence[int], decoding: Decoding) -> list[Reading]:
+        first = not decoding.no_repeat_ngram_size
+        ids = (1, 2, 3) if helps and not first else (1, 2) * 20
+        return [Reading("", (), ids, "stop", prompt_tokens=100 if first else 10, cached_tokens=0 if first else 90)]
+
+    (reading,) = guarded(read, 1, _text, "retry")
+    retries = 1 if helps else len(RETRIES)
+    assert (reading.attempts, reading.prompt_tokens, reading.cached_tokens) == (1 + retries, 100 + 10 * retries, 0)
+
+
 def test_cut_reads_nothing_again_and_keep_changes_nothing() -> None:
     reader = _Reader([LOOP])
     (cut,) = guarded(reader, 1, _text, "cut")

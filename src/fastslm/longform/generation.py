@@ -46,11 +46,15 @@ WATCHED = Decoding(stop_at_loop=True)
 
 @dataclass(frozen=True)
 class Generated:
-    """What the language model wrote for one prompt. ids: its tokens, the end token not among them."""
+    """What the language model wrote for one prompt.
+
+    ids: its tokens, the end token not among them. prompt_tokens: places that it read before, but those in a cache.
+    """
 
     text: str
     ids: tuple[int, ...]
     finish_reason: FinishReason
+    prompt_tokens: int = 0
 
     @property
     def tokens(self) -> int:
@@ -143,6 +147,8 @@ def write(
         inputs: `speech_tokens` of the placeholders, or `past_key_values` that hold the prompts' beginning.
     """
     done = RowsDone(ids.shape[1], budgets, decoding.stop_at_loop)
+    held = inputs.get("past_key_values")
+    places = ids.shape[1] - (0 if held is None else held.get_seq_length())
     written = model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -160,7 +166,7 @@ def write(
     )
     ends = _end_tokens(model, processor)
     new = written[:, ids.shape[1] :].tolist()
-    return [_generated(row[:length], ends, processor) for row, length in zip(new, done.lengths, strict=True)]
+    return [_generated(row[:length], ends, processor, places) for row, length in zip(new, done.lengths, strict=True)]
 
 
 def prompt_ids(processor: FastSLMProcessor, prompt: str, windows: Sequence[int]) -> torch.Tensor:
@@ -203,10 +209,10 @@ def _end_tokens(model: FastSLMForConditionalGeneration, processor: FastSLMProces
     return {end for end in [*ends, processor.tokenizer.eos_token_id] if end is not None}
 
 
-def _generated(ids: list[int], ends: set[int], processor: FastSLMProcessor) -> Generated:
+def _generated(ids: list[int], ends: set[int], processor: FastSLMProcessor, places: int) -> Generated:
     stop = next((index for index, token in enumerate(ids) if token in ends), None)
     kept = ids if stop is None else ids[:stop]
-    return Generated(text_of(processor, kept), tuple(kept), "length" if stop is None else "stop")
+    return Generated(text_of(processor, kept), tuple(kept), "length" if stop is None else "stop", places)
 
 
 def text_of(processor: FastSLMProcessor, ids: Sequence[int]) -> str:

@@ -5,7 +5,7 @@ A further reader is one class here, and its name in `Reader`.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import ClassVar, Literal, Protocol, cast, get_args
 
@@ -17,6 +17,7 @@ from fastslm.errors import OptionError
 from fastslm.longform.generation import (
     PLAIN,
     Decoding,
+    Generated,
     caveats,
     check_context,
     context_length,
@@ -50,6 +51,7 @@ class Reading:
         words: with times from the window's start, where the reader knows any.
         ids: the tokens that were written, the end token not among them; empty of a reader that writes none.
         attempts: how often it was read: more than once where it said the same again and again.
+        prompt_tokens, cached_tokens: as in `Usage`, of the language model in all attempts.
     """
 
     text: str
@@ -57,6 +59,8 @@ class Reading:
     ids: tuple[int, ...] = ()
     finish_reason: FinishReason = "stop"
     attempts: int = 1
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
 
 
 SILENT = Reading("", finish_reason="silence")
@@ -259,7 +263,7 @@ class LLMReader:
         """As `WindowReader`."""
         prompt = self.processor.build_prompt("transcribe")
         written = generate(self.model, self.processor, prompt, tokens[:, None], budgets, decoding)
-        return [Reading(own.text, (), own.ids, own.finish_reason) for own in written]
+        return [_reading(own) for own in written]
 
     def read_after(
         self, tokens: torch.Tensor, before: Sequence[str], budget: int, decoding: Decoding = PLAIN
@@ -273,7 +277,7 @@ class LLMReader:
         begun = " ".join(text for text in before if text)
         prompt = self.processor.build_prompt("transcribe") + CONTROL_TOKEN.sub("", begun)
         (written,) = generate(self.model, self.processor, prompt, tokens[None], [budget], decoding)
-        return Reading(written.text, (), written.ids, written.finish_reason)
+        return _reading(written)
 
     def read_whole(
         self, tokens: torch.Tensor, budget: int, recordings: RecordingPrefixes, decoding: Decoding = PLAIN
@@ -291,9 +295,10 @@ class LLMReader:
         prompt = self.processor.build_prompt("transcribe")
         ids = prompt_ids(self.processor, prompt, [len(tokens)]).to(self.model.device)
         check_context(self.model, ids.shape[1], len(tokens), budget)
-        with recordings.of(prompt, [tokens]) as (prefix, _):
+        with recordings.of(prompt, [tokens]) as (prefix, kept):
             (written,) = write(self.model, self.processor, ids, [budget], decoding, past_key_values=prefix.cache)
-        return Reading(written.text, (), written.ids, written.finish_reason)
+        read, saved = (0, prefix.length) if kept else (prefix.length, 0)
+        return replace(_reading(written), prompt_tokens=read + written.prompt_tokens, cached_tokens=saved)
 
     def whole_budget(self, tokens: torch.Tensor, seconds: float) -> int:
         """Tokens for all that is said in a recording, or what the positions leave room for, but at least half of it."""
@@ -306,6 +311,10 @@ class LLMReader:
     def text_of(self, ids: Sequence[int]) -> str:
         """As `WindowReader`."""
         return text_of(self.processor, ids)
+
+
+def _reading(written: Generated) -> Reading:
+    return Reading(written.text, (), written.ids, written.finish_reason, prompt_tokens=written.prompt_tokens)
 
 
 READERS: dict[str, type[WindowReader]] = {

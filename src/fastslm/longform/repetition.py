@@ -56,9 +56,15 @@ def guarded(
     for attempt, decoding in enumerate(RETRIES if repetition == "retry" else (), 2):
         again = in_groups(looping, decoding)
         for index, reading in zip(list(looping), again, strict=True):
-            readings[index] = replace(readings[index], attempts=attempt)
-            if reading.finish_reason == "stop" and not repeated(reading.ids).any():
-                readings[index] = replace(reading, attempts=attempt)
+            first = readings[index]
+            helped = reading.finish_reason == "stop" and not repeated(reading.ids).any()
+            readings[index] = replace(
+                reading if helped else first,
+                attempts=attempt,
+                prompt_tokens=first.prompt_tokens + reading.prompt_tokens,
+                cached_tokens=first.cached_tokens,  # what one attempt saves another, nobody kept before
+            )
+            if helped:
                 looping.remove(index)
     for index in looping:
         ids = readings[index].ids

@@ -58,7 +58,7 @@ class Usage:
     Attributes:
         windows: of 30 s, the last one shorter.
         audio_tokens: what the windows became (50 each).
-        text_tokens: what the language model wrote; 0 where it had no part.
+        text_tokens: what was written, by the language model or Whisper's decoder; 0 of the CTC head.
         seconds: the recording's, as it was decoded.
         seconds_heard: those of them in windows that held sound and were read to the end.
         processing_seconds: wall time of this call; of a memory, without the encoding.
@@ -67,7 +67,8 @@ class Usage:
             with what it was given beside them.
         method: how they were read: `window`, each window alone; `context`, each with those before it; `whole`, all of
             them in one prompt; `map_reduce`, span by span, and the answer made of the spans' answers.
-        prompt_tokens: places that passed the language model before it wrote, those of every prompt.
+        prompt_tokens: places that passed the language model before it wrote, those of every prompt; 0 where it had no
+            part.
         cached_tokens: places that a kept recording saved it.
     """
 

@@ -346,6 +346,8 @@ def _transcript(
             real_time_factor=processing / memory.duration,
             reader=options.reader,
             method=options.method,
+            prompt_tokens=sum(reading.prompt_tokens for reading in readings),
+            cached_tokens=sum(reading.cached_tokens for reading in readings),
         ),
         options=asdict(options),
         partial=memory.facts.partial,
