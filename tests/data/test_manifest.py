@@ -128,3 +128,14 @@ def test_a_composition_misses_any_piece_of_its_audio(tmp_path: Path, encode: Any
         clip.check_audio()
     with pytest.raises(ManifestError, match="has no file of its own"):
         clip.audio_file()
+
+
+def test_a_manifest_that_may_not_be_read_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret.jsonl").touch()
+
+    def refused(path: Path, *mode: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(ManifestError, match=r"secret\.jsonl cannot be read \(Permission denied\)"):
+        read_manifest(tmp_path / "secret.jsonl")

@@ -197,6 +197,11 @@ def _measure(
         refuse_overwriting(predictions, [manifest])
         require_place(predictions)
     requests = read_requests(suite, manifest, limit)
+    if reader != "auto":
+        from fastslm.loading import unloaded
+        from fastslm.longform.readers import reader_named
+
+        reader_named(reader, unloaded(model))
     chosen = _system(system, model, device, dtype, reader, max_new_tokens)
     count = len(requests)
     with progress_bar(manifest.name) as show:

@@ -194,13 +194,18 @@ def manifest_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
     """The lines of a manifest that are not empty, with their numbers.
 
     Raises:
-        ManifestError: the file is missing.
+        ManifestError: the file is missing or cannot be read.
     """
     path = Path(path)
     if not path.is_file():
         raise ManifestError(f"{path}: there is no such manifest; give a JSONL file with one clip a line.")
-    with path.open("rb") as lines:
-        yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    try:
+        with path.open("rb") as lines:
+            yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    except OSError as error:
+        raise ManifestError(
+            f"{path} cannot be read ({error.strerror}); give a JSONL file with one clip a line."
+        ) from error
 
 
 def parse_clip(path: str | Path, number: int, line: bytes) -> Clip:
