@@ -1,7 +1,7 @@
 """Ingredients of training, one changed at a time, each for the same processor time.
 
     python benchmarks/equal_time.py reader runs/equal-time [--minutes 6] [--set threads=1 …]
-    python benchmarks/equal_time.py answers runs/equal-time
+    python benchmarks/equal_time.py answers runs/equal-time --minutes 4
 
 `reader`: stage 1 from its first step, Whisper's decoder reading the tokens (recipes/tiny/stage1-reader.yaml).
 `answers`: the language model's LoRA from its first step, from text alone (recipes/tiny/stage3.yaml). Needs what
@@ -33,7 +33,7 @@ PROBED = 6
 # Of a short run: the recipes' own averages and warm-ups are for long ones.
 SHORT: dict[str, dict[str, Any]] = {
     "reader": {"warmup_steps": 15, "average": 0.97},
-    "answers": {"warmup_steps": 10, "average": 0.9, "accumulate": 1, "batch_seconds": 600, "max_minutes": 0.5},
+    "answers": {"warmup_steps": 10, "average": 0.9, "accumulate": 1, "batch_seconds": 300, "max_minutes": 0.5},
 }
 RECIPES = {"reader": "stage1-reader", "answers": "stage3"}
 BASE: dict[str, dict[str, Any]] = {

@@ -2,9 +2,11 @@
 
     python benchmarks/spans.py fastslm-tiny ../shared/data [--split validation] [--orders 8] [--minutes 60]
 
-Writes the section "Parts of an hour" of docs/benchmarks.md. Around the order are clips of `librispeech`, encoded once;
-an hour repeats them. Orders are of `coffee`, each asked about in the phrasing of an evaluation. The length that is best
-on `validation` is what a checkpoint may have as `taught_seconds`.
+Writes the section "How long a part may be" of docs/benchmarks.md. Around the order are clips of `librispeech`, encoded
+once; an hour repeats them. Orders are of `coffee`, each asked about in the phrasing of an evaluation. The length that
+is best on `validation` is what a checkpoint may have as `taught_seconds`.
+With `--captions cache/translations/test-spoken.jsonl` (`recipes/tiny/prepare.sh`) captions are joined to recordings of
+two minutes too, and translated in one prompt and window by window.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sacrebleu.metrics.bleu import BLEU
 
 import fastslm
 from fastslm.audio import SAMPLE_RATE, WINDOW_SECONDS
@@ -30,6 +33,7 @@ DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 START, END = "<!-- spans -->", "<!-- end of spans -->"
 PARTS: tuple[float | None, ...] = (None, 900, 600, 300, 150)
 PAUSE_SECONDS = 0.6
+CAPTIONS_SECONDS = 110
 
 
 def joined(clips: list[Clip]) -> np.ndarray:
@@ -91,6 +95,37 @@ def measure(model: Any, data: Path, split: str, count: int, minutes: float) -> l
     ]
 
 
+def translated(model: Any, captions: list[Clip]) -> list[dict[str, Any]]:
+    """BLEU of recordings of about two minutes, of whole captions each, in one prompt and in parts of a window."""
+    recordings: list[list[Clip]] = [[]]
+    for clip in captions:
+        if sum(own.duration + PAUSE_SECONDS for own in recordings[-1]) > CAPTIONS_SECONDS:
+            recordings.append([])
+        recordings[-1].append(clip)
+    wanted = [" ".join((clip.translation or "").strip() for clip in own) for own in recordings]
+    memories = [model.encode(joined(own), sampling_rate=SAMPLE_RATE) for own in recordings]
+    rows = []
+    for part in (None, WINDOW_SECONDS):
+        options: dict[str, Any] = {"method": "whole"} if part is None else {"span_seconds": part}
+        given = [model.translate(memory, "fr", **options).text for memory in memories]
+        rows.append({"part": part, "recordings": len(memories), "bleu": BLEU().corpus_score(given, [wanted]).score})
+    return rows
+
+
+def translations_table(rows: list[dict[str, Any]]) -> str:
+    """Of `translated`."""
+    lines = [
+        f"Captions in recordings of two minutes ({rows[0]['recordings']}), into French (`--captions "
+        "cache/translations/test-spoken.jsonl`):",
+        "",
+        "| parts of | BLEU |",
+        "|---|---|",
+    ]
+    for row in rows:
+        lines.append(f"| {'one prompt' if row['part'] is None else 'a window'} | {row['bleu']:.1f} |")
+    return "\n".join(lines)
+
+
 def table(rows: list[dict[str, Any]], command: str) -> str:
     """The section."""
     kinds = [kind for kind in KINDS if kind != "drink"]
@@ -129,13 +164,19 @@ def main() -> None:
     parser.add_argument("--split", default="validation")
     parser.add_argument("--orders", type=int, default=8)
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--captions", type=Path, help="translations with sound")
     parser.add_argument("--print", action="store_true", help="do not write the page")
     given = parser.parse_args()
-    rows = measure(fastslm.load(given.model, quiet=True), given.data, given.split, given.orders, given.minutes)
+    model = fastslm.load(given.model, quiet=True)
+    rows = measure(model, given.data, given.split, given.orders, given.minutes)
     for row in rows:
         print(json.dumps(row), flush=True)
     command = f"python benchmarks/spans.py {given.model} ../shared/data --split {given.split} --orders {given.orders}"
     text = table(rows, f"{command} --minutes {given.minutes:g}")
+    if given.captions is not None:
+        found = translated(model, read_manifest(given.captions))
+        print(json.dumps(found), flush=True)
+        text += f"\n\n{translations_table(found)}"
     print(text)
     if not given.print:
         put(text)
