@@ -27,8 +27,13 @@ class Drawing:
 
 
 def test_the_next_step_is_drawn_by_a_thread_while_this_one_is_computed_and_no_further() -> None:
-    drawing = Drawing()
-    batches = StepBatches(drawing, lambda step: True, 3)
+    drawing, asked = Drawing(), []
+
+    def ready(step: int) -> bool:
+        asked.append(step)
+        return True
+
+    batches = StepBatches(drawing, ready, 3)
     assert batches.take(0) == [0]
     drawing.done.acquire()
     assert drawing.done.acquire(timeout=60), "nothing was drawn ahead"
@@ -36,6 +41,7 @@ def test_the_next_step_is_drawn_by_a_thread_while_this_one_is_computed_and_no_fu
     assert [batches.take(1), batches.take(2)] == [[1], [2]]
     batches.close()
     assert [step for step, _ in drawing.made] == [0, 1, 2]
+    assert asked == [1, 2]
 
 
 def test_what_cannot_be_drawn_in_a_thread_is_drawn_where_it_is_taken() -> None:
