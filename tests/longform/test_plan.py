@@ -108,6 +108,12 @@ def test_the_longest_recording_fits_one_prompt_and_a_longer_one_does_not(tiny: F
     assert plan(tiny.model, 100 * longest).kv_bytes == plan(tiny.model, longest).kv_bytes
 
 
+def test_a_plan_says_what_is_read_in_parts_though_one_prompt_holds_it(tiny: FastSLM, monkeypatch) -> None:
+    assert plan(tiny.model, 600).reasons == ()
+    monkeypatch.setattr(tiny.model.config, "taught_seconds", {"ask": 300.0})
+    assert "ask: parts of 5:00 of what is longer" in plan(tiny.model, 600).table()
+
+
 def test_a_recording_of_unknown_length_still_has_its_models_sizes(tiny: FastSLM) -> None:
     unknown = plan(tiny.model, None)
     assert (unknown.windows, unknown.kv_bytes) == (None, None)

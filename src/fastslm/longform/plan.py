@@ -153,6 +153,8 @@ def plan(
     group = group_bytes(model, group_windows, encoder_dtype or dtype)
     context = context_length(model)
     room = None if context is None else max(0, context - OTHER_POSITIONS) // tokens
+    for task, taught in (config.taught_seconds or {}).items():
+        reasons += (f"{task}: parts of {clock(taught)} of what is longer (the model was taught no longer recordings)",)
     prompt = None if windows is None else (windows if room is None else min(windows, room)) * tokens + OTHER_POSITIONS
     return Plan(
         seconds=seconds,

@@ -237,6 +237,8 @@ class FastSLMConfig(PreTrainedConfig):
             raise ValueError("transcript_reader 'whisper' needs reader_base, whose decoder reads: give both.")
         if transcript_reader == "ctc" and not ctc_head:
             raise ValueError("transcript_reader 'ctc' needs ctc_head, which reads: give both.")
+        if not isinstance(taught_seconds, dict | None):
+            raise ValueError(f"taught_seconds is {taught_seconds!r}; it must give each task its seconds, or be null.")
         for task, seconds in (taught_seconds or {}).items():
             number = isinstance(seconds, Real) and not isinstance(seconds, bool)
             if task not in ANSWERING_TASKS or not number or not WINDOW_SECONDS <= seconds < math.inf:
