@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from time import monotonic
@@ -31,7 +32,8 @@ from fastslm.longform.memory import MemoryFacts, SpeechMemory
 
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 START, END = "<!-- spans -->", "<!-- end of spans -->"
-PARTS: tuple[float | None, ...] = (None, 900, 600, 300, 150)
+# 0 is one prompt.
+PARTS = (0.0, 900.0, 600.0, 300.0, 150.0)
 PAUSE_SECONDS = 0.6
 CAPTIONS_SECONDS = 110
 
@@ -55,7 +57,9 @@ def recording(around: SpeechMemory, spoken: SpeechMemory, windows: int, place: i
     return SpeechMemory(tokens, torch.stack([ends - seconds, ends], 1), silent, facts)
 
 
-def measure(model: Any, data: Path, split: str, count: int, minutes: float) -> list[dict[str, Any]]:
+def measure(
+    model: Any, data: Path, split: str, count: int, minutes: float, parts: Sequence[float]
+) -> list[dict[str, Any]]:
     """Of every length of parts, how many questions of each kind are answered right, and how long one takes."""
     speech = read_manifest(data / "librispeech" / f"{split}.jsonl")
     orders = [clip for clip in read_manifest(data / "coffee" / f"{split}.jsonl") if clip.slots]
@@ -63,9 +67,9 @@ def measure(model: Any, data: Path, split: str, count: int, minutes: float) -> l
     chosen = rng.sample(orders, count)
     around = model.encode(joined(speech), sampling_rate=SAMPLE_RATE)
     windows = round(minutes * 60 / WINDOW_SECONDS)
-    right: dict[float | None, Counter[str]] = {part: Counter() for part in PARTS}
+    right: dict[float, Counter[str]] = {part: Counter() for part in parts}
     asked: Counter[str] = Counter()
-    seconds: dict[float | None, list[list[float]]] = {part: [[], []] for part in PARTS}
+    seconds: dict[float, list[list[float]]] = {part: [[], []] for part in parts}
     for number, order in enumerate(chosen):
         neighbours = rng.sample([clip for clip in speech if clip.duration < 9], 2)
         spoken = model.encode(joined([neighbours[0], order, neighbours[1]]), sampling_rate=SAMPLE_RATE)
@@ -73,10 +77,10 @@ def measure(model: Any, data: Path, split: str, count: int, minutes: float) -> l
         questions = order_questions(order.slots or {})
         groups = [("said" if question.mentioned else "not", question) for question in questions]
         asked.update(f"{question.kind} {group}" for group, question in groups)
-        for part in PARTS:
+        for part in parts:
             for index, (group, question) in enumerate(groups):
                 begun = monotonic()
-                options: dict[str, Any] = {"method": "whole"} if part is None else {"span_seconds": part}
+                options: dict[str, Any] = {"span_seconds": part} if part else {"method": "whole"}
                 answer = model.ask(memory, question.question, **options).text
                 seconds[part][min(index, 1)].append(monotonic() - begun)
                 right[part][f"{question.kind} {group}"] += int(
@@ -91,7 +95,7 @@ def measure(model: Any, data: Path, split: str, count: int, minutes: float) -> l
             "first": float(np.median(seconds[part][0])),
             "later": float(np.median(seconds[part][1])),
         }
-        for part in PARTS
+        for part in parts
     ]
 
 
@@ -105,8 +109,8 @@ def translated(model: Any, captions: list[Clip]) -> list[dict[str, Any]]:
     wanted = [" ".join((clip.translation or "").strip() for clip in own) for own in recordings]
     memories = [model.encode(joined(own), sampling_rate=SAMPLE_RATE) for own in recordings]
     rows = []
-    for part in (None, WINDOW_SECONDS):
-        options: dict[str, Any] = {"method": "whole"} if part is None else {"span_seconds": part}
+    for part in (0, WINDOW_SECONDS):
+        options: dict[str, Any] = {"span_seconds": part} if part else {"method": "whole"}
         given = [model.translate(memory, "fr", **options).text for memory in memories]
         rows.append({"part": part, "recordings": len(memories), "bleu": BLEU().corpus_score(given, [wanted]).score})
     return rows
@@ -122,7 +126,7 @@ def translations_table(rows: list[dict[str, Any]]) -> str:
         "|---|---|",
     ]
     for row in rows:
-        lines.append(f"| {'one prompt' if row['part'] is None else 'a window'} | {row['bleu']:.1f} |")
+        lines.append(f"| {'a window' if row['part'] else 'one prompt'} | {row['bleu']:.1f} |")
     return "\n".join(lines)
 
 
@@ -141,7 +145,7 @@ def table(rows: list[dict[str, Any]], command: str) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        part = "one prompt" if row["part"] is None else f"{row['part'] / 60:g} minutes"
+        part = f"{row['part'] / 60:g} minutes" if row["part"] else "one prompt"
         cells = [part, of(row, ["drink"], "said"), of(row, kinds, "said"), of(row, list(KINDS), "not")]
         lines.append("| " + " | ".join([*cells, f"{row['first']:.1f}", f"{row['later']:.1f}"]) + " |")
     return "\n".join(lines)
@@ -164,15 +168,18 @@ def main() -> None:
     parser.add_argument("--split", default="validation")
     parser.add_argument("--orders", type=int, default=8)
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--parts", default=",".join(f"{part:g}" for part in PARTS), help="seconds; 0 is one prompt")
     parser.add_argument("--captions", type=Path, help="translations with sound")
     parser.add_argument("--print", action="store_true", help="do not write the page")
     given = parser.parse_args()
+    parts = [float(part) for part in given.parts.split(",")]
     model = fastslm.load(given.model, quiet=True)
-    rows = measure(model, given.data, given.split, given.orders, given.minutes)
+    rows = measure(model, given.data, given.split, given.orders, given.minutes, parts)
     for row in rows:
         print(json.dumps(row), flush=True)
     command = f"python benchmarks/spans.py {given.model} ../shared/data --split {given.split} --orders {given.orders}"
-    text = table(rows, f"{command} --minutes {given.minutes:g}")
+    command += f" --minutes {given.minutes:g} --parts {given.parts}"
+    text = table(rows, command)
     if given.captions is not None:
         found = translated(model, read_manifest(given.captions))
         print(json.dumps(found), flush=True)

@@ -165,7 +165,7 @@ def tables(
 ) -> str:
     """Both tables as Markdown: a row a figure, a column a stage."""
     names = [model.parent.name if model.name == "model" else model.name for model in models]
-    only = ("" if limit is None else f" --limit {limit}") + ("" if section == SECTION else f" --section {section}")
+    only = ("" if limit is None else f" --limit {limit}") + ("" if section == SECTION else f" --section '{section}'")
     lines = [
         f"`python benchmarks/stages.py ../shared/data {' '.join(map(str, models))}{only}`",
         "",
