@@ -186,6 +186,19 @@ def test_an_answer_takes_what_room_the_context_has_left_for_it(tiny: FastSLM) ->
     assert result.usage.prompt_tokens + result.usage.text_tokens <= CONTEXT
 
 
+def test_a_language_that_nobody_names_is_the_first_that_was_learnt(tiny: FastSLM, monkeypatch) -> None:
+    asked: list[dict[str, Any]] = []
+    build = tiny.processor.build_prompt
+    monkeypatch.setattr(
+        tiny.processor, "build_prompt", lambda task, **given: asked.append(given) or build(task, **given)
+    )
+    for learnt, code in ((None, "ko"), (["fr", "de"], "fr")):
+        monkeypatch.setattr(tiny.model.config, "translates_into", learnt)
+        tiny.translate(noise(1.5), max_new_tokens=2)
+        assert {given["language"] for given in asked} == {code}
+        asked.clear()
+
+
 def test_a_wrong_language_or_an_empty_question_costs_no_encoding(tiny: FastSLM) -> None:
     with pytest.raises(OptionError, match="did you mean 'korean'"):
         tiny.translate("missing.wav", to="koraen")

@@ -26,6 +26,8 @@ from fastslm.model.processing import FastSLMProcessor
 
 Source = AudioSource | SpeechMemory
 Sources = Source | Sequence[Source]
+# Of a model that does not say: the paper's.
+TRANSLATES_INTO = ("ko",)
 
 
 class FastSLM:
@@ -197,12 +199,13 @@ class FastSLM:
             update_seconds=update_seconds,
         )
 
-    def translate(self, source: Sources, to: str = "ko", **options: Any) -> Answer:
+    def translate(self, source: Sources, to: str | None = None, **options: Any) -> Answer:
         """What is said, in another language.
 
         Args:
             source: a recording, or a list of several that are taken together.
-            to: code or English name of the language.
+            to: code or English name of the language; by default the first that the model says it has learnt to
+                translate into, else Korean.
             options: those of `AnswerOptions`, and those of `encode`.
 
         Raises:
@@ -210,6 +213,8 @@ class FastSLM:
             AudioError: the recording cannot be read.
             CheckpointError: a memory or a prefix file of another model.
         """
+        if to is None:
+            to = (self.model.config.translates_into or TRANSLATES_INTO)[0]
         return self._answer(source, "translate", {"language": to}, **options)
 
     def summarize(self, source: Sources, **options: Any) -> Answer:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rote_system import Rote
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
@@ -17,6 +18,7 @@ from fastslm.evaluation.suites.silence import count_words
 from fastslm.evaluation.suites.sqqa import QuestionAnswering
 from fastslm.evaluation.systems import FastSLMSystem, Heard
 from fastslm.loading import load
+from fastslm.longform.encoder import WindowEncoder
 from fastslm.longform.memory import SpeechMemory
 from fastslm.speech import FastSLM
 
@@ -177,6 +179,18 @@ def test_fastslm_answers_each_question_as_ask_does(
     ]
     assert rows == expected
     assert (found["reader"], found["max_new_tokens"]) == ("llm", 3)
+    assert (found["dtype"], found["encoder_dtype"]) == ("float32", "float32")
+
+
+def test_the_facts_say_what_hears_for_the_language_model_and_how_it_computes(
+    make_checkpoint: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(make_checkpoint(reader=True, transcript_reader="whisper"), dtype="float32", quiet=True)
+    model.encoder = WindowEncoder(model.model, dtype=torch.bfloat16)
+    monkeypatch.setattr(model.model, "heard_words", torch.nn.Identity())
+    facts = FastSLMSystem(model).facts("ask")
+    assert (facts["reader"], facts["encoder_dtype"]) == ("llm, words heard by whisper", "bfloat16")
+    assert FastSLMSystem(model).facts("transcribe")["reader"] == "whisper"
 
 
 def test_fastslm_follows_a_rows_instruction_and_its_language(

@@ -171,6 +171,8 @@ def test_recordings_longer_than_was_taught_are_read_in_parts_of_that(fresh: Fast
     assert any("in 3 parts, the language model having been taught with 2 windows at most" in w for w in asked.warnings)
     translated = fresh.translate(short, **SHORT)
     assert [(span.start, span.end) for span in translated.spans] == [(0, 30), (30, 60)]
+    alone = fresh.translate(noise(1), method="map_reduce", **SHORT)
+    assert not any("read in" in warning for warning in alone.warnings)
     assert fresh.ask(short, "Who?", **SHORT).usage.method == "whole"
     assert fresh.ask([short, short], "Who?", **SHORT).usage.method == "map_reduce"
     assert fresh.summarize(long, **SHORT).usage.method == "whole"

@@ -292,8 +292,13 @@ def test_sizes_that_do_not_fit_are_said_before_anything_is_encoded(
         ({"duration": 31.0}, r"train-35 lasts 31\.0 s, and a window 30 s"),
     ],
 )
-def test_a_recording_that_only_a_later_packing_takes_is_looked_for_before_anything_is_encoded(
-    recipe_content: dict[str, Any], tone_corpus: Path, tmp_path: Path, change: dict[str, Any], said: str
+def test_a_recording_that_only_a_later_packing_takes_is_looked_for_before_a_model_is_loaded(
+    recipe_content: dict[str, Any],
+    tone_corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+    said: str,
 ) -> None:
     rows = [json.loads(line) for line in (tone_corpus / "train.jsonl").read_text().splitlines()]
     rows[35] |= change
@@ -303,6 +308,7 @@ def test_a_recording_that_only_a_later_packing_takes_is_looked_for_before_anythi
     recipe_content["data"] |= {"train": [{"path": str(train), "share": 0.5}], "cache": str(tmp_path / "cache")}
     taken = [np.random.default_rng([3, variant, 99]).permutation(36)[:18] for variant in (0, 1)]
     assert [35 in clips for clips in taken] == [False, True]
+    monkeypatch.setattr("fastslm.training.trainer.Learner", lambda *given: pytest.fail("a model is loaded"))
     with pytest.raises(ManifestError, match=said):
         run(recipe_content)
     assert not (tmp_path / "cache").exists()

@@ -127,7 +127,14 @@ def transcribe(
 @app.command()
 def translate(
     files: Files,
-    to: Annotated[str, typer.Option(help="Code or English name of the language to translate into.")] = "ko",
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="Code or English name of the language to translate into; by default the first that the model has "
+            "learnt, Korean where it does not say.",
+            show_default=False,
+        ),
+    ] = None,
     model: Model = DEFAULT_MODEL,
     as_json: AsJson = False,
     output_dir: OutputDir = None,
@@ -159,7 +166,7 @@ def translate(
             "prefix_file": prefix_file,
         },
         "translate",
-        {"language": to},
+        {} if to is None else {"language": to},
         lambda loaded, sources, options, show: loaded.translate(sources, to, **options, on_progress=show),
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastslm.errors import OptionError
 from fastslm.longform.memory import SpeechMemory
-from fastslm.longform.questions import AnswerOptions
+from fastslm.longform.questions import AnswerOptions, reader_of_answers
 from fastslm.longform.results import Answer
 from fastslm.longform.transcription import Reader, TranscriptionOptions
 from fastslm.prompts import TASKS
@@ -79,10 +79,11 @@ class FastSLMSystem:
             "system": "fastslm",
             "model": self.model.name,
             "fingerprint": self.model.fingerprint,
-            "reader": self.reader if task == "transcribe" else "llm",
+            "reader": self.reader if task == "transcribe" else reader_of_answers(self.model.model),
             "max_new_tokens": self.max_new_tokens,
             "device": parameters.device.type,
             "dtype": str(parameters.dtype).removeprefix("torch."),
+            "encoder_dtype": str(self.model.encoder.dtype or parameters.dtype).removeprefix("torch."),
         }
 
     def reply(self, task: str, recordings: Iterable[Heard]) -> Iterator[list[Reply]]:

@@ -175,7 +175,7 @@ class Answerer:
                 seconds_heard=heard,
                 processing_seconds=processing,
                 real_time_factor=processing / duration,
-                reader="llm" if self.model.heard_words is None else "llm, words heard by whisper",
+                reader=reader_of_answers(self.model),
                 method="whole" if pieces is None else "map_reduce",
                 prompt_tokens=cost.prompt,
                 cached_tokens=cost.cached,
@@ -261,7 +261,9 @@ class Answerer:
             why = ""
         elif taught is not None:
             why = f", the language model having been taught with {taught} windows at most"
-        warnings = [f"The recording was read in {len(pieces)} parts{why}: its answer is put together from theirs."]
+        warnings = []
+        if len(pieces) > 1:
+            warnings = [f"The recording was read in {len(pieces)} parts{why}: its answer is put together from theirs."]
         cut = [note for note, reason in zip(notes, reasons, strict=True) if reason != "stop"]
         if cut:
             times = ", ".join(f"{clock(note.start)} to {clock(note.end)}" for note in cut)
@@ -338,6 +340,11 @@ class Answerer:
     def _text_ids(self, content: str) -> torch.Tensor:
         prompt = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         return prompt_ids(self.processor, prompt, []).to(self.model.device)
+
+
+def reader_of_answers(model: FastSLMForConditionalGeneration) -> str:
+    """What reads the speech tokens where the language model answers, as results name it."""
+    return "llm" if model.heard_words is None else "llm, words heard by whisper"
 
 
 def _mapped(task: str, prompt_options: dict[str, Any]) -> dict[str, Any]:

@@ -136,9 +136,9 @@ class FastSLMConfig(PreTrainedConfig):
         llm_tasks: the tasks that it has learnt; `None` is all of them. Results of others say so.
         translates_into: codes of the languages that it has learnt to translate into; `None` is all. Results in others
             say so.
-        taught_seconds: of `translate`, `summarize` and `ask` the longest recording that answers were taught from;
-            longer ones are read in parts of so many seconds where nothing else is asked for. `None`, or a task that is
-            not in it, is any length that the language model has positions for.
+        taught_seconds: of `translate`, `summarize` and `ask` the longest recording that answers were taught from,
+            counted in windows of 30 s; longer ones are read in parts of that where nothing else is asked for. `None`,
+            or a task that is not in it, is any length that the language model has positions for.
         languages: codes of what the model was trained to transcribe, the default first.
     """
 

@@ -107,6 +107,7 @@ class Trainer:
         self.line.say(
             f"{recipe.name}: {self.device}, {recipe.precision}, {count}{recipe.threads} threads, into {recipe.out}"
         )
+        self._check_recordings(state)
         with self.processes.main_first():
             learner = Learner(recipe, self.device)
         if state is not None:
@@ -137,12 +138,19 @@ class Trainer:
             learner.export(recipe.out / "model", self.summary())
         return recipe.out / "model"
 
+    def _check_recordings(self, state: dict[str, Any] | None) -> None:
+        """Before a model is loaded: are all recordings there that the phases to come need, and short enough?"""
+        phases = self.recipe.phases
+        if state is not None:
+            phases = phases[state["phase"] + (state["step"] == phases[state["phase"]].steps) :]
+        hears = any(phase.objective != "instructions" for phase in phases)
+        if self.packed is None and self.processes.main and hears:
+            check_recordings(self.recipe)
+
     def _validation_windows(self) -> CachedWindows:
-        """What phases are judged by. Before any of it is encoded, all recordings that are needed are looked for."""
+        """What phases are judged by."""
         if self.packed is not None:
             return self.packed.validation_windows()
-        if self.processes.main and any(p.objective != "instructions" for p in self.recipe.phases[self.phase :]):
-            check_recordings(self.recipe)
         with self.processes.main_first():
             return cache_validation_windows(self.recipe, self._encoding("validation"), self.device)
 
