@@ -37,6 +37,7 @@ def test_unknown_keys_are_kept_and_empty_lines_are_passed_over(tmp_path: Path) -
         ({**GOOD, "id": "b", "duration": -3.0}, "line 2: duration"),
         ({**GOOD, "id": "b", "duration": math.nan}, "line 2: duration"),
         ({**GOOD, "id": "b", "audio": {"path": "x", "offest": 3}}, "line 2: audio.offest"),
+        ({**GOOD, "id": "b", "audio": {"path": "x", "length": 3}}, "line 2: audio: a length without an offset"),
         ({**GOOD, "id": "b", "audio": None}, "line 2: audio is null"),
         ({**GOOD, "id": "b", "audio": None, "translation": "salut", "text": " "}, "line 2: audio is null"),
         ({**GOOD, "id": "b", "segments": [{"start": 0, "end": 1, "audio": "b.wav"}]}, "line 2: both the row and"),

@@ -69,3 +69,11 @@ def test_notes_of_which_no_two_fit_are_refused() -> None:
 )
 def test_a_part_without_an_answer_is_told_from_one_with(note: str, nothing: bool) -> None:
     assert says_nothing(note) is nothing
+
+
+def test_what_is_joined_of_several_recordings_names_them_all() -> None:
+    notes = [Span(0.0, 60.0, name, f"note of {name}") for name in ("a.wav", "a.wav", "b.wav", "c.wav")]
+    asked: list[str] = []
+    room = len(_content(notes[:3], "Who?"))
+    reduce_notes(notes, lambda content: asked.append(content) or "sum", len, room, "Who?")
+    assert "[a.wav, b.wav, 0:00-1:00] sum" in asked[-1]

@@ -28,6 +28,12 @@ class AudioReference(pydantic.BaseModel):
     def _path_alone(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
 
+    @pydantic.model_validator(mode="after")
+    def _is_somewhere(self) -> "AudioReference":
+        if self.length is not None and self.offset is None:
+            raise ValueError("a length without an offset says no place; give both, or neither for the whole file")
+        return self
+
     def find(self, folder: Path, owner: str) -> Path:
         """The file that holds the audio, in `folder` or in the folder above.
 

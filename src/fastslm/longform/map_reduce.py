@@ -110,10 +110,14 @@ def reduce_notes(
     fewer = [
         group[0]
         if len(group) == 1
-        else Span(group[0].start, group[-1].end, group[0].recording, ask(_content(group, question)))
+        else Span(group[0].start, group[-1].end, _names(group), ask(_content(group, question)))
         for group in groups
     ]
     return reduce_notes(fewer, ask, places, room, question)
+
+
+def _names(notes: Sequence[Span]) -> str | None:
+    return ", ".join(dict.fromkeys(note.recording for note in notes if note.recording)) or None
 
 
 def _content(notes: Sequence[Span], question: str | None) -> str:
