@@ -53,13 +53,15 @@ def test_the_prompt_is_that_of_the_processor(tiny: FastSLM) -> None:
         ({"translates_into": ["fr"]}, "translate", None, "not into English"),
         ({"translates_into": ["fr"]}, "translate", "French", None),
         ({"translates_into": ["fr"]}, "summarize", None, None),
+        ({"taught_with": {"translate": "captions"}}, "translate", "ko", "learnt to translate from captions alone"),
+        ({"taught_with": {"translate": "captions"}}, "ask", None, None),
         ({}, "translate", "ko", None),
     ],
 )
 def test_what_was_not_learnt_is_said(
     tiny: FastSLM, monkeypatch, config: dict, task: str, language: str | None, said: str | None
 ) -> None:
-    learnt = {"llm_reads_speech": True, "llm_tasks": None, "translates_into": None} | config
+    learnt = {"llm_reads_speech": True, "llm_tasks": None, "translates_into": None, "taught_with": None} | config
     for name, value in learnt.items():
         monkeypatch.setattr(tiny.model.config, name, value)
     found = caveats(tiny.model, task, language)

@@ -168,7 +168,10 @@ def test_recordings_longer_than_was_taught_are_read_in_parts_of_that(fresh: Fast
     long, short = fresh.encode(noise(150)), fresh.encode(noise(60))
     asked = fresh.ask(long, "Who?", **SHORT)
     assert [(span.start, span.end) for span in asked.spans] == [(0, 60), (60, 90), (90, 150)]
-    assert any("in 3 parts, the language model having been taught with 2 windows at most" in w for w in asked.warnings)
+    assert any(
+        "in 3 parts, the language model having been taught with 2 windows at most: its text" in w
+        for w in asked.warnings
+    )
     translated = fresh.translate(short, **SHORT)
     assert [(span.start, span.end) for span in translated.spans] == [(0, 30), (30, 60)]
     alone = fresh.translate(noise(1), method="map_reduce", **SHORT)

@@ -82,6 +82,11 @@ def caveats(model: FastSLMForConditionalGeneration, task: str, language: str | N
             f"The language model of this checkpoint has learnt to translate into {names} alone, not into "
             f"{language_name(language or DEFAULT_LANGUAGE)}: do not trust this text."
         ]
+    if taught_with := (model.config.taught_with or {}).get(task):
+        return [
+            f"The language model of this checkpoint has learnt to {task} from {taught_with} alone: of other speech "
+            "trust only the transcript."
+        ]
     return []
 
 

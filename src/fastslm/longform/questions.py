@@ -260,10 +260,10 @@ class Answerer:
         if options.span_seconds is not None:
             why = ""
         elif taught is not None:
-            why = f", the language model having been taught with {taught} windows at most"
+            why = f", the language model having been taught with {_windows(taught)} at most"
         warnings = []
         if len(pieces) > 1:
-            warnings = [f"The recording was read in {len(pieces)} parts{why}: its answer is put together from theirs."]
+            warnings = [f"The recording was read in {len(pieces)} parts{why}: its text is put together from theirs."]
         cut = [note for note, reason in zip(notes, reasons, strict=True) if reason != "stop"]
         if cut:
             times = ", ".join(f"{clock(note.start)} to {clock(note.end)}" for note in cut)
@@ -400,9 +400,13 @@ def _untaught(whole: Sequence[Piece], taught: int | None) -> list[str]:
     if taught is None or windows <= taught:
         return []
     return [
-        f"One prompt holds {windows} windows, and the language model was taught with {taught} at most: trust this less "
-        "than an answer by the method map_reduce."
+        f"One prompt holds {windows} windows, and the language model was taught with {_windows(taught)} at most: trust "
+        "this less than what is made by the method map_reduce."
     ]
+
+
+def _windows(count: int) -> str:
+    return f"{count} window{'s' if count != 1 else ''}"
 
 
 def _remarks(reason: FinishReason, tokens: int) -> list[str]:

@@ -136,6 +136,8 @@ class FastSLMConfig(PreTrainedConfig):
         llm_tasks: the tasks that it has learnt; `None` is all of them. Results of others say so.
         translates_into: codes of the languages that it has learnt to translate into; `None` is all. Results in others
             say so.
+        taught_with: of a task, what alone it was taught with, in words that end a sentence: "The language model has
+            learnt to translate from …". Its results say so.
         taught_seconds: of `translate`, `summarize` and `ask` the longest recording that answers were taught from,
             counted in windows of 30 s; longer ones are read in parts of that where nothing else is asked for. `None`,
             or a task that is not in it, is any length that the language model has positions for.
@@ -175,6 +177,7 @@ class FastSLMConfig(PreTrainedConfig):
         llm_reads_speech: bool = False,
         llm_tasks: list[str] | tuple[str, ...] | None = None,
         translates_into: list[str] | tuple[str, ...] | None = None,
+        taught_with: dict[str, str] | None = None,
         taught_seconds: dict[str, float] | None = None,
         languages: list[str] | tuple[str, ...] = ("en",),
         **kwargs: Any,
@@ -213,6 +216,7 @@ class FastSLMConfig(PreTrainedConfig):
         self.llm_reads_speech = llm_reads_speech
         self.llm_tasks = None if llm_tasks is None else list(llm_tasks)
         self.translates_into = None if translates_into is None else list(translates_into)
+        self.taught_with = taught_with
         self.taught_seconds = taught_seconds
         self.languages = list(languages)
         super().__init__(**kwargs)

@@ -97,6 +97,7 @@ class ModelRecipe(Section):
     llm_reads_speech: bool = False
     llm_tasks: tuple[Literal["transcribe", "translate", "summarize", "ask"], ...] | None = None
     translates_into: tuple[str, ...] | None = None
+    taught_with: dict[Literal["transcribe", "translate", "summarize", "ask"], str] | None = None
     taught_seconds: dict[Literal["translate", "summarize", "ask"], Annotated[float, pydantic.Field(ge=30)]] | None = (
         None
     )

@@ -61,6 +61,7 @@ def own_config(model: ModelRecipe) -> dict[str, Any]:
         "transcript_reader": model.transcript_reader,
         "llm_reads_speech": model.llm_reads_speech,
         "llm_tasks": None if model.llm_tasks is None else list(model.llm_tasks),
+        "taught_with": model.taught_with,
         "taught_seconds": model.taught_seconds,
         "translates_into": None if model.translates_into is None else list(model.translates_into),
     }
