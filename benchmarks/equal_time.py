@@ -66,8 +66,6 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "no average of weights": {"average": 0.0},
         "LoRA of rank 8 in the decoder": {".model.reader.lora_rank": 8, "rates.decoder": 0.0005},
-        "without the distance of frames": {"frames_weight": 0.0},
-        "without CTC": {"ctc_weight": 0.0, "rates.head_matrices": 0.0, "rates.head_other": 0.0},
     },
     "answers": {
         "the recipe": {},
