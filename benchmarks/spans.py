@@ -2,7 +2,7 @@
 
     python benchmarks/spans.py fastslm-tiny ../shared/data [--split validation] [--orders 8] [--minutes 60]
 
-Writes the section "How long a part may be" of docs/benchmarks.md. Around the order are clips of `librispeech`, encoded
+Writes "How long a part may be" of docs/benchmarks.md. Around the order are clips of `librispeech`, encoded
 once; an hour repeats them. Orders are of `coffee`, each asked about in the phrasing of an evaluation. The length that
 is best on `validation` is what a checkpoint may have as `taught_seconds`.
 With `--captions cache/translations/test-spoken.jsonl` (`recipes/tiny/prepare.sh`) captions are joined to recordings of
@@ -31,7 +31,6 @@ from fastslm.evaluation.metrics import normalize_answer
 from fastslm.longform.memory import MemoryFacts, SpeechMemory
 
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-START, END = "<!-- spans -->", "<!-- end of spans -->"
 # 0 is one prompt.
 PARTS = (0.0, 900.0, 600.0, 300.0, 150.0)
 PAUSE_SECONDS = 0.6
@@ -116,11 +115,10 @@ def translated(model: Any, captions: list[Clip]) -> list[dict[str, Any]]:
     return rows
 
 
-def translations_table(rows: list[dict[str, Any]]) -> str:
+def translations_table(rows: list[dict[str, Any]], command: str) -> str:
     """Of `translated`."""
     lines = [
-        f"Captions in recordings of two minutes ({rows[0]['recordings']}), into French (`--captions "
-        "cache/translations/test-spoken.jsonl`):",
+        f"`{command}`: {rows[0]['recordings']} recordings of two minutes, of captions, into French.",
         "",
         "| parts of | BLEU |",
         "|---|---|",
@@ -151,12 +149,13 @@ def table(rows: list[dict[str, Any]], command: str) -> str:
     return "\n".join(lines)
 
 
-def put(text: str) -> None:
+def put(text: str, section: str) -> None:
     """Between the marks of the page."""
-    head, _, rest = DOCS.read_text(encoding="utf-8").partition(START)
-    _, _, tail = rest.partition(END)
+    start, end = f"<!-- {section} -->", f"<!-- end of {section} -->"
+    head, _, rest = DOCS.read_text(encoding="utf-8").partition(start)
+    _, _, tail = rest.partition(end)
     partial = DOCS.with_suffix(".partial")
-    partial.write_text(f"{head}{START}\n{text}\n{END}{tail}", encoding="utf-8")
+    partial.write_text(f"{head}{start}\n{text}\n{end}{tail}", encoding="utf-8")
     os.replace(partial, DOCS)
 
 
@@ -166,7 +165,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("data", type=Path)
     parser.add_argument("--split", default="validation")
-    parser.add_argument("--orders", type=int, default=8)
+    parser.add_argument("--orders", type=int, default=8, help="0: only --captions")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--parts", default=",".join(f"{part:g}" for part in PARTS), help="seconds; 0 is one prompt")
     parser.add_argument("--captions", type=Path, help="translations with sound")
@@ -174,19 +173,22 @@ def main() -> None:
     given = parser.parse_args()
     parts = [float(part) for part in given.parts.split(",")]
     model = fastslm.load(given.model, quiet=True)
-    rows = measure(model, given.data, given.split, given.orders, given.minutes, parts)
-    for row in rows:
-        print(json.dumps(row), flush=True)
-    command = f"python benchmarks/spans.py {given.model} ../shared/data --split {given.split} --orders {given.orders}"
-    command += f" --minutes {given.minutes:g} --parts {given.parts}"
-    text = table(rows, command)
+    command = f"python benchmarks/spans.py {given.model} ../shared/data --orders {given.orders}"
+    found: dict[str, str] = {}
+    if given.orders:
+        command += f" --split {given.split} --minutes {given.minutes:g} --parts {given.parts}"
+        rows = measure(model, given.data, given.split, given.orders, given.minutes, parts)
+        for row in rows:
+            print(json.dumps(row), flush=True)
+        found["spans"] = table(rows, command)
     if given.captions is not None:
-        found = translated(model, read_manifest(given.captions))
-        print(json.dumps(found), flush=True)
-        text += f"\n\n{translations_table(found)}"
-    print(text)
-    if not given.print:
-        put(text)
+        rows = translated(model, read_manifest(given.captions))
+        print(json.dumps(rows), flush=True)
+        found["translations in parts"] = translations_table(rows, f"{command} --captions {given.captions}")
+    for section, text in found.items():
+        print(text)
+        if not given.print:
+            put(text, section)
 
 
 if __name__ == "__main__":
