@@ -73,8 +73,6 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "LoRA of rank 64": {".model.lora.rank": 64, ".model.lora.alpha": 256},
         "half the speed": {"rates.lora": 0.0003},
         "twice the speed": {"rates.lora": 0.0012},
-        "no average of weights": {"average": 0.0},
-        "a mean over tokens, not rows": {"mean_over": "tokens"},
     },
 }
 # Of a validation: how it is called and written.
