@@ -12,7 +12,6 @@ are kept in docs/experiments/equal-time.jsonl and not measured again; the tables
 
 import argparse
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -20,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from page_section import put_section
 
 from fastslm.training.recipe import Recipe, load_recipe
 from fastslm.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 ROWS, PAGE = ROOT / "docs" / "experiments" / "equal-time.jsonl", ROOT / "docs" / "training.md"
-START, END = "<!-- equal time: {} -->", "<!-- end of equal time: {} -->"
 # The first step also pays for what is made once.
 PROBED = 6
 
@@ -149,16 +148,6 @@ def table(kind: str, rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def put(kind: str, text: str) -> None:
-    """Between the marks of the page."""
-    start, end = START.format(kind), END.format(kind)
-    head, _, rest = PAGE.read_text(encoding="utf-8").partition(start)
-    _, _, tail = rest.partition(end)
-    partial = PAGE.with_suffix(".partial")
-    partial.write_text(f"{head}{start}\n{text}\n{end}{tail}", encoding="utf-8")
-    os.replace(partial, PAGE)
-
-
 def main() -> None:
     """Train what is not measured yet."""
     parser = argparse.ArgumentParser()
@@ -178,7 +167,7 @@ def main() -> None:
         with ROWS.open("a") as file:
             file.write(json.dumps(row) + "\n")
         rows.append(row)
-    put(given.kind, table(given.kind, rows))
+    put_section(table(given.kind, rows), PAGE, f"equal time: {given.kind}")
 
 
 if __name__ == "__main__":

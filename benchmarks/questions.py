@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from page_section import put_section
 from torch import nn
 
 import fastslm
@@ -42,7 +43,6 @@ WINDOWS = 4
 TRANSCRIPT_WINDOWS = 10
 TRANSCRIPT_TOKENS = 75
 DOCS = Path(__file__).parents[1] / "docs"
-MARKS = ("<!-- questions -->", "<!-- end of questions -->")
 
 
 class Stacked(nn.Module):
@@ -298,18 +298,6 @@ def section(loaded: Any, rows: list[Row], asked: dict[str, Any], methods: list[d
     return "\n".join(lines)
 
 
-def put(text: str, file: Path) -> None:
-    """Put the section between its marks, at the end where there are none yet."""
-    whole = file.read_text(encoding="utf-8") if file.exists() else "# Benchmarks\n"
-    if MARKS[0] not in whole:
-        whole = f"{whole.rstrip()}\n\n{MARKS[0]}\n{MARKS[1]}\n"
-    head, _, rest = whole.partition(MARKS[0])
-    _, _, tail = rest.partition(MARKS[1])
-    scratch = file.with_suffix(".partial")
-    scratch.write_text(f"{head}{MARKS[0]}\n{text}\n{MARKS[1]}{tail}", encoding="utf-8")
-    os.replace(scratch, file)
-
-
 def main() -> None:
     """Measure, and write the section and its picture."""
     parser = argparse.ArgumentParser()
@@ -336,7 +324,7 @@ def main() -> None:
     methods = transcribing(loaded, tokens)
     draw(rows, DOCS / "questions.png")
     text = section(loaded, rows, asked, methods, given.threads)
-    put(text, DOCS / "benchmarks.md")
+    put_section(text, DOCS / "benchmarks.md", "questions")
     print(text)
 
 

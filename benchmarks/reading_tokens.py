@@ -14,7 +14,6 @@ if the loss stays, it does not.
 import argparse
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 import jiwer
 import torch
 import torch.nn.functional as F
+from page_section import put_section
 from torch import nn
 
 import fastslm
@@ -41,7 +41,6 @@ from fastslm.training.transcript import NEW_TOKENS, LanguageModelTranscript
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "tiny" / "stage1-adapt.yaml"
 ROWS, PAGE = ROOT / "docs" / "experiments" / "reading-tokens.jsonl", ROOT / "docs" / "training.md"
-START, END = "<!-- reading tokens -->", "<!-- end of reading tokens -->"
 # Learning rates: LoRA's, Muon's for other matrices, AdamW's for the rest.
 LORA_RATE, MATRIX_RATE, OTHER_RATE = 5e-4, 0.01, 1e-3
 WARMUP = 0.05
@@ -551,16 +550,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def put(text: str) -> None:
-    """Between the marks of the page."""
-    whole = PAGE.read_text(encoding="utf-8")
-    head, _, rest = whole.partition(START)
-    _, _, tail = rest.partition(END)
-    partial = PAGE.with_suffix(".partial")
-    partial.write_text(f"{head}{START}\n{text}\n{END}{tail}", encoding="utf-8")
-    os.replace(partial, PAGE)
-
-
 def main() -> None:
     """Train and measure the ways that are not measured yet."""
     parser = argparse.ArgumentParser()
@@ -592,7 +581,7 @@ def main() -> None:
             file.write(json.dumps(row) + "\n")
         rows.append(row)
     if given.rows == ROWS:
-        put(table(rows))
+        put_section(table(rows), PAGE, "reading tokens")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ two minutes too, and translated in one prompt and window by window.
 
 import argparse
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from page_section import put_section
 from sacrebleu.metrics.bleu import BLEU
 
 import fastslm
@@ -149,16 +149,6 @@ def table(rows: list[dict[str, Any]], command: str) -> str:
     return "\n".join(lines)
 
 
-def put(text: str, section: str) -> None:
-    """Between the marks of the page."""
-    start, end = f"<!-- {section} -->", f"<!-- end of {section} -->"
-    head, _, rest = DOCS.read_text(encoding="utf-8").partition(start)
-    _, _, tail = rest.partition(end)
-    partial = DOCS.with_suffix(".partial")
-    partial.write_text(f"{head}{start}\n{text}\n{end}{tail}", encoding="utf-8")
-    os.replace(partial, DOCS)
-
-
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser()
@@ -188,7 +178,7 @@ def main() -> None:
     for section, text in found.items():
         print(text)
         if not given.print:
-            put(text, section)
+            put_section(text, DOCS, section)
 
 
 if __name__ == "__main__":

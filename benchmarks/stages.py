@@ -25,6 +25,7 @@ from time import monotonic
 from typing import Any
 
 import torch
+from page_section import put_section
 from safetensors.torch import load_file
 
 import fastslm
@@ -200,19 +201,6 @@ def _cell(found: dict[str, Any] | None, figure: Figure) -> str:
     return f"{found[figure.name]:{figure.form}} ({low:{figure.form}} – {high:{figure.form}})"
 
 
-def put(text: str, file: Path, section: str) -> None:
-    """Put the section between its marks, at the end where there are none yet."""
-    first, last = f"<!-- {section} -->", f"<!-- end of {section} -->"
-    whole = file.read_text(encoding="utf-8")
-    if first not in whole:
-        whole = f"{whole.rstrip()}\n\n{first}\n{last}\n"
-    head, _, rest = whole.partition(first)
-    _, _, tail = rest.partition(last)
-    partial = file.with_suffix(".partial")
-    partial.write_text(f"{head}{first}\n{text}\n{last}{tail}", encoding="utf-8")
-    os.replace(partial, file)
-
-
 def main() -> None:
     """Measure what is not measured yet, print the tables, and put them into the documentation."""
     parser = argparse.ArgumentParser(description="Every task after every stage.")
@@ -253,7 +241,7 @@ def main() -> None:
                 ),
             )
     found = tables(chosen.models, losses, tests, chosen.limit, chosen.section)
-    put(found, DOCS, chosen.section)
+    put_section(found, DOCS, chosen.section)
     print(found)
 
 
