@@ -20,6 +20,18 @@ from fastslm.writing import write_text
 
 LabelKind = Literal["human", "pseudo", "synthetic"]
 TaskName = Literal["transcribe", "translate", "summarize", "ask"]
+# What a line, or a cut's custom fields, may say of what is said, and of what is to be done.
+KNOWN = (
+    "text",
+    "label",
+    "language",
+    "translation",
+    "target_language",
+    "summary",
+    "task",
+    "instruction",
+    "answer",
+)
 
 
 class Clip(pydantic.BaseModel):
@@ -84,6 +96,10 @@ class Clip(pydantic.BaseModel):
     def place(self) -> str:
         """What messages call the clip: its manifest, line and id."""
         return f"{self._where}: {self.id}" if self._where else self.id
+
+    def known(self) -> dict[str, Any]:
+        """What is known of the recording, by the names of `fastslm.data.rows.asked_of`."""
+        return {key: getattr(self, key) for key in KNOWN}
 
     @property
     def text_alone(self) -> bool:
