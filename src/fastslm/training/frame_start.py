@@ -9,17 +9,21 @@ hundred windows without any training:
 3. the unfolder's linear map is the regression of the frames on the tokens that now come out.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
 
+from fastslm.errors import RecipeError
+from fastslm.model.configuration import HFQFormerConfig
 from fastslm.model.hfq_former import HFQFormer
 from fastslm.model.local_attention import SlotFrames, detail_frames
 from fastslm.model.whisper_decoder import FRAMES_PER_TOKEN, Unfolder, frames_at_rate
-from fastslm.training.tied_start import REST, TiedLooks
 
 # Keeps the regressions finite where a direction hardly occurs, relative to the mean variance.
 RIDGE = 1e-3
+# What is not a look starts this small, so that it hardly changes what looks write.
+REST = 0.01
 
 
 @torch.no_grad()
@@ -36,7 +40,7 @@ def start_from_frames(hfq_former: HFQFormer, unfolder: Unfolder, batches: list[t
     Raises:
         RecipeError: the HFQ-Former has no positional start or no attention span.
     """
-    looks = TiedLooks(hfq_former)
+    looks = Looks(hfq_former)
     device = hfq_former.compressor1.query.device
     batches = [frames.to(device) for frames in batches]
     places = hfq_former.config.final_tokens * FRAMES_PER_TOKEN
@@ -50,7 +54,54 @@ def start_from_frames(hfq_former: HFQFormer, unfolder: Unfolder, batches: list[t
     return _start_unfolder(hfq_former, unfolder, batches, mean)
 
 
-def _seen(looks: TiedLooks, frames: torch.Tensor) -> torch.Tensor:
+def check_positional(config: HFQFormerConfig) -> None:
+    """Make sure that a least-squares start can be made.
+
+    Raises:
+        RecipeError: it cannot with this HFQ-Former.
+    """
+    looks = config.detail_blocks * config.num_heads
+    if config.detail_start != "positional" or config.attention_span is None:
+        raise RecipeError(
+            "model.decoder.start_windows needs model.hfq.detail_start positional and an attention_span; set both."
+        )
+    if not looks or config.hidden_size % looks or config.hidden_size // looks > config.head_size:
+        raise RecipeError(
+            f"model.decoder.start_windows: {looks} looks cannot share {config.hidden_size} channels; "
+            "set model.hfq.detail_blocks so that heads × blocks divides the width."
+        )
+
+
+class Looks:
+    """The looks of detail recovery, heads × blocks of each token, at the fixed times that they start with.
+
+    Raises:
+        RecipeError: the HFQ-Former has no positional start, or its looks do not share out the token's channels.
+    """
+
+    def __init__(self, hfq_former: HFQFormer):
+        check_positional(hfq_former.config)
+        self.hfq_former = hfq_former
+
+    @torch.no_grad()
+    def attention_weights(self, frames: SlotFrames) -> torch.Tensor:
+        """Where every look looks: (windows, tokens, looks, neighbours). Time alone asks, time and content answer."""
+        asked = []
+        assert frames.query_time is not None
+        assert frames.key_time is not None
+        for block in self.hfq_former.blocks:
+            attention = block.cross_attention
+            query = attention.q_proj(frames.query_time).unflatten(-1, (attention.heads, -1))
+            weight = attention.k_proj.weight.unflatten(0, (attention.heads, -1))
+            asked.append(torch.einsum("thd,hdc->thc", query, weight.to(query.dtype)))
+        every = torch.cat(asked, dim=1).to(frames.key_time.dtype)
+        scores = torch.cat([torch.einsum("tjc,btkc->btjk", every, scale) for scale in frames.scales], dim=-1)
+        scores = scores + torch.einsum("tjc,tkc->tjk", every, frames.key_time)
+        scores = scores.float() / math.sqrt(self.hfq_former.config.head_size)
+        return scores.masked_fill(~frames.real[:, None, :], float("-inf")).softmax(-1).to(every.dtype)
+
+
+def _seen(looks: Looks, frames: torch.Tensor) -> torch.Tensor:
     """What each look of each token sees: (windows, tokens, looks, hidden), float32."""
     hfq = looks.hfq_former
     frames = frames.float()

@@ -1,8 +1,9 @@
-"""Recipes: everything that a training run depends on, checked before anything slow starts."""
+"""Recipes: everything that a stage of training depends on, checked before anything slow starts."""
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 import yaml
@@ -25,6 +26,8 @@ def _not_empty(path: Any) -> Any:
 
 
 FilePath = Annotated[Path, pydantic.BeforeValidator(_not_empty)]
+Positive = Annotated[int, pydantic.Field(gt=0)]
+Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
 class Section(pydantic.BaseModel):
@@ -33,11 +36,38 @@ class Section(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class BaseRecipe(Section):
+    """Frozen base weights with their sizes: read by `name`, or random ones of `config` where there is no name.
+
+    `fastslm train --dry-run` reads sizes from `config`, so that nothing has to be fetched for it.
+    """
+
+    name: str | None = None
+    # Of transformers: WhisperConfig's keys, or any causal language model's with its `model_type`.
+    config: dict[str, Any] | None = None
+    # Of a random language model: a name or folder; by default one token for each byte.
+    tokenizer: str | None = None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _as_mapping(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
+    @pydantic.model_validator(mode="after")
+    def _says_something(self) -> "BaseRecipe":
+        if self.name is None and self.config is None:
+            raise ValueError("neither a name nor a config is given; give one")
+        if self.name is not None and self.tokenizer is not None:
+            raise ValueError("tokenizer does nothing beside name, which has its own; leave it out")
+        return self
+
+
 class HFQRecipe(Section):
     """Sizes and switches of the HFQ-Former, as in `HFQFormerConfig`; its width is the encoder's."""
 
+    head_size: Positive = 64
     stage_tokens: tuple[int, int, int] = (80, 80, 80)
-    final_tokens: int = pydantic.Field(default=50, gt=0)
+    final_tokens: Positive = 50
     detail_blocks: int = pydantic.Field(default=2, ge=0)
     query_start: Literal["random", "time"] = "random"
     detail_positions: bool = False
@@ -45,268 +75,334 @@ class HFQRecipe(Section):
     attention_span: int | None = pydantic.Field(default=None, ge=0)
 
 
-class CTCRecipe(Section):
-    """The CTC head that reads the tokens (ours)."""
-
-    hidden_size: int = pydantic.Field(default=256, gt=0)
-    layers: int = pydantic.Field(default=4, gt=0)
-    # Steps that a token is read in; the tied start needs its looks, heads × detail blocks.
-    steps_per_token: int = pydantic.Field(default=24, gt=0)
-    # `frames`: the head reads what the unfolder makes of the tokens, in two steps a frame.
-    reads: Literal["tokens", "frames"] = "tokens"
-
-
-class ReaderRecipe(Section):
-    """Whisper's own decoder, frozen, that reads the tokens through an unfolder (ours)."""
-
-    base: str = "whisper-tiny.en"
-    # Windows from which tokens and unfolder take the least-squares start, where training starts anew; 0 is none.
-    start_windows: int = pydantic.Field(default=0, ge=0)
-    # Blocks of the unfolder.
-    layers: int = pydantic.Field(default=3, ge=0)
-    # LoRA of the decoder; 0 leaves it as it was published.
-    lora_rank: int = pydantic.Field(default=0, ge=0)
-    lora_alpha: int = pydantic.Field(default=16, gt=0)
-
-
 class LoRARecipe(Section):
-    """LoRA of the language model."""
+    """LoRA of the language model; rank 0 is none."""
 
     rank: int = pydantic.Field(default=16, ge=0)
-    alpha: int = pydantic.Field(default=64, gt=0)
+    alpha: Positive = 64
     dropout: float = pydantic.Field(default=0.01, ge=0, lt=1)
     targets: tuple[str, ...] = LORA_TARGETS
 
 
-class ModelRecipe(Section):
-    """Which base weights, and the sizes of what is trained on them."""
+class CTCRecipe(Section):
+    """The CTC head, which hears letters in the tokens (ours)."""
 
-    encoder: str
-    text_model: str
+    hidden_size: Positive = 256
+    layers: Positive = 4
+    steps_per_token: Positive = 24
+    # `frames`: the head reads what the unfolder makes of the tokens, in two steps a frame.
+    reads: Literal["tokens", "frames"] = "tokens"
+
+
+class DecoderRecipe(Section):
+    """Whisper's own decoder, frozen, which reads the tokens through an unfolder (ours)."""
+
+    base: str = "whisper-tiny.en"
+    layers: int = pydantic.Field(default=3, ge=0)
+    lora_rank: int = pydantic.Field(default=0, ge=0)
+    lora_alpha: Positive = 16
+    # Windows from which tokens and unfolder get their least-squares start, where training starts anew; 0 is none.
+    start_windows: int = pydantic.Field(default=0, ge=0)
+
+
+class ModelRecipe(Section):
+    """Which base weights, and the sizes of what is trained on them.
+
+    Encoder and language model may be left out after `start_from`: they are those of the checkpoint then.
+    """
+
+    encoder: BaseRecipe | None = None
+    text_model: BaseRecipe | None = None
     hfq: HFQRecipe = HFQRecipe()
-    ctc: CTCRecipe | None = CTCRecipe()
-    reader: ReaderRecipe | None = None
+    projector: Literal["linear", "ctc_embeddings"] = "linear"
+    projector_config: dict[str, Any] | None = None
     lora: LoRARecipe = LoRARecipe()
+    ctc: CTCRecipe | None = None
+    decoder: DecoderRecipe | None = None
     mel_mode: Literal["window", "authors"] = "window"
     prompt_layout: Literal["audio_first", "task_first"] = "audio_first"
-    # The language model reads the words that the reader hears, folded into the places of the tokens.
-    heard_words: bool = False
-    # What the model says of itself: see FastSLMConfig.
-    languages: tuple[str, ...] = ("en",)
-    transcript_reader: Literal["ctc", "whisper", "llm"] | None = None
-    llm_reads_speech: bool = False
-    llm_tasks: tuple[Literal["transcribe", "translate", "summarize", "ask"], ...] | None = None
-    translates_into: tuple[str, ...] | None = None
-    taught_with: dict[Literal["transcribe", "translate", "summarize", "ask"], str] | None = None
-    taught_seconds: dict[Literal["translate", "summarize", "ask"], Annotated[float, pydantic.Field(ge=30)]] | None = (
-        None
-    )
+    # What the checkpoint says of itself: see `fastslm.model.capabilities.Capabilities`.
+    capabilities: dict[str, Any] | None = None
 
 
-class ManifestShare(Section):
-    """A manifest and the share of its clips that takes part, drawn anew for each variant."""
+class SourceRecipe(Section):
+    """Rows: a JSONL manifest, a file of Lhotse cuts or a Shar folder, and how much they weigh beside other sources."""
 
-    path: FilePath
-    share: float = pydantic.Field(default=1.0, gt=0, le=1)
+    path: FilePath | None = None
+    cuts: FilePath | None = None
+    share: float = pydantic.Field(default=1.0, gt=0)
+    # What the rows are to be of, where they do not say themselves.
+    task: Literal["transcribe", "translate", "summarize", "ask"] | None = None
+    # What a dry run counts where the corpus is not there.
+    hours: float | None = pydantic.Field(default=None, gt=0)
+
+    @pydantic.model_validator(mode="after")
+    def _one_place(self) -> "SourceRecipe":
+        if (self.path is None) == (self.cuts is None):
+            raise ValueError("give either path (a manifest or cuts) or cuts")
+        return self
+
+    @property
+    def place(self) -> Path:
+        found = self.path or self.cuts
+        assert found is not None
+        return found
+
+
+class MaskRecipe(Section):
+    """Stretches of up to `frames` encoder frames are blanked, about `share` of each window."""
+
+    share: float = pydantic.Field(gt=0, lt=1)
+    frames: Positive = 15
 
 
 class DataRecipe(Section):
-    """Training windows are packed `variants` times, each time otherwise, and their features cached."""
+    """What is trained on, and how rows become batches."""
 
-    train: tuple[ManifestShare, ...] = pydantic.Field(min_length=1)
+    train: tuple[SourceRecipe, ...] = pydantic.Field(min_length=1)
+    validation: SourceRecipe | None = None
+    validation_rows: Positive = 100
+    # A micro-batch of all processes together: its rows times the longest, in whole windows of 30 s; or its rows.
+    batch_seconds: float | None = pydantic.Field(default=None, gt=0)
+    batch_rows: int | None = pydantic.Field(default=None, gt=0)
+    # Longer rows are left out.
+    max_seconds: float | None = pydantic.Field(default=None, gt=0)
+    workers: int = pydantic.Field(default=0, ge=0)
+    # Keep the frozen encoder's frames on disk, in this folder.
+    cache_features: bool = False
+    cache: FilePath = Path("cache/frames")
+    # Pack the clips of `train` into windows; `sounds` are laid under them.
+    packing: Packing | None = None
     sounds: FilePath | None = None
-    validation: FilePath
-    validation_clips: int = pydantic.Field(default=100, gt=0)
-    variants: int = pydantic.Field(default=1, gt=0)
-    packing: Packing = Packing()
-    cache: FilePath = Path("cache")
-    # Rows of tasks with their answers; a share is of the rows of a batch here.
-    instructions: tuple[ManifestShare, ...] = ()
-    instructions_validation: FilePath | None = None
+    mask: MaskRecipe | None = None
+    # Of rows without an instruction of their own: the task's default words, or one of several phrasings.
+    phrasings: Literal["default", "varied"] = "default"
+
+    @pydantic.model_validator(mode="after")
+    def _has_a_bound(self) -> "DataRecipe":
+        if self.batch_seconds is None and self.batch_rows is None:
+            raise ValueError("a batch has no bound; give batch_seconds or batch_rows")
+        if self.packing is None and self.sounds is not None:
+            raise ValueError("sounds does nothing without packing; leave it out")
+        if not self.cache_features and "cache" in self.model_fields_set:
+            raise ValueError("cache does nothing without cache_features; set it, or leave cache out")
+        return self
+
+
+LossName = Literal["speech_lm", "token_ctc", "whisper_decoder"]
+# What each loss trains, what may stand beside it by weight, and which of its parts those train.
+TRAINED: dict[str, tuple[str, ...]] = {
+    "speech_lm": ("hfq", "projector", "lora"),
+    "token_ctc": ("hfq", "projector", "front"),
+    "whisper_decoder": ("hfq", "unfolder", "decoder_lora"),
+}
+BESIDE: dict[str, dict[str, tuple[str, ...]]] = {
+    "speech_lm": {"ctc": ("ctc",), "distillation": ()},
+    "token_ctc": {"intermediate": (), "letters": ()},
+    "whisper_decoder": {"ctc": ("ctc",), "frames": ()},
+}
+
+
+class LossRecipe(Section):
+    """The loss by its name, and others beside it, by theirs, each with its weight."""
+
+    name: LossName = "speech_lm"
+    mean_over: Literal["tokens", "rows"] = "tokens"
+    beside: dict[str, Annotated[float, pydantic.Field(gt=0)]] = {}
+
+    @pydantic.model_validator(mode="after")
+    def _knows_them(self) -> "LossRecipe":
+        known = BESIDE[self.name]
+        for name in self.beside:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"known there: {', '.join(known)}"
+                raise ValueError(f"beside {self.name} there is no loss {name!r} ({hint})")
+        if self.name != "speech_lm" and "mean_over" in self.model_fields_set:
+            raise ValueError(f"mean_over does nothing for {self.name}; leave it out")
+        return self
+
+    @property
+    def trains(self) -> tuple[str, ...]:
+        """The parts that this loss and those beside it can train."""
+        own = BESIDE[self.name]
+        return (*TRAINED[self.name], *(part for name in self.beside for part in own[name]))
+
+
+class MuonRates(Section):
+    """Rates of a part that Muon trains: its 2-D weights, and by AdamW the rest."""
+
+    matrices: float = pydantic.Field(gt=0)
+    other: float = pydantic.Field(gt=0)
+
+
+Rate = Annotated[float, pydantic.Field(ge=0)] | MuonRates
 
 
 class Rates(Section):
-    """Peak learning rates: HFQ-Former, CTC head, unfolder, LoRA of the decoder that reads, projection, the LLM's LoRA.
+    """Peak learning rates; a part whose rate is 0 or absent stays as it is.
 
-    Where a part has a rate for `matrices`, Muon trains its 2-D weights and AdamW the rest; where that is 0, AdamW
-    trains all of it at the other rate. A part whose rates are all 0 stays as it is.
+    `front` is the unfolder and the head of letters inside the projector `ctc_embeddings`, `ctc` the CTC head,
+    `unfolder` and `decoder_lora` belong to Whisper's decoder.
     """
 
-    hfq_matrices: float = pydantic.Field(default=0.0, ge=0)
-    hfq_other: float = pydantic.Field(default=0.0, ge=0)
-    head_matrices: float = pydantic.Field(default=0.0, ge=0)
-    head_other: float = pydantic.Field(default=0.0, ge=0)
-    reader_matrices: float = pydantic.Field(default=0.0, ge=0)
-    reader_other: float = pydantic.Field(default=0.0, ge=0)
-    decoder: float = pydantic.Field(default=0.0, ge=0)
-    projector: float = pydantic.Field(default=0.0, ge=0)
-    lora: float = pydantic.Field(default=0.0, ge=0)
+    hfq: Rate = 0.0
+    projector: Rate = 0.0
+    lora: Rate = 0.0
+    front: Rate = 0.0
+    ctc: Rate = 0.0
+    unfolder: Rate = 0.0
+    decoder_lora: Rate = 0.0
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Those that are not 0, by part."""
+        return {part: rate for part in type(self).model_fields if (rate := getattr(self, part))}
 
 
-# What each objective trains, and which of them may have the CTC loss beside their own.
-TRAINED = {
-    "tied": ("hfq", "head"),
-    "alignment": ("hfq", "head"),
-    "ctc": ("hfq", "head"),
-    "frames": ("hfq", "reader"),
-    "reader": ("hfq", "reader", "decoder"),
-    "llm": ("hfq", "projector", "lora"),
-    "instructions": ("lora",),
-}
-BESIDE_CTC = ("reader", "llm")
+class OptimizerRecipe(Section):
+    """AdamW, or Muon for the 2-D weights of parts whose rate has `matrices` and AdamW for all others."""
 
-
-class Phase(Section):
-    """A part of the stage with one objective, one set of learning rates and one schedule.
-
-    objective: `tied` is the tied start (looks share one value map), `alignment` classifies characters in time against
-    forced alignments, `ctc` reads the tokens with the CTC head, `frames` unfolds them to the encoder's frames,
-    `reader` has Whisper's own decoder read those, `llm` is the paper's loss on the transcript's tokens,
-    `instructions` the loss of answers from the words of `data.instructions`, without any sound.
-    """
-
-    name: str
-    objective: Literal["tied", "alignment", "ctc", "frames", "reader", "llm", "instructions"]
-    steps: int = pydantic.Field(gt=0)
-    batch_windows: int = pydantic.Field(default=8, gt=0)
-    # Of instructions, instead of `batch_windows`: rows of about the same length, together at most so many seconds as
-    # they are padded. Text counts as if it was spoken at the rate of the tokens, 0.6 s each.
-    batch_seconds: float | None = pydantic.Field(default=None, gt=0)
-    # The longest recording of an instruction's row; longer ones are refused before the first step.
-    max_minutes: float = pydantic.Field(default=0.5, gt=0)
-    # What the loss of instructions is a mean over. Over tokens, one summary weighs as much as twenty short answers.
-    mean_over: Literal["tokens", "rows"] = "tokens"
-    # Forget what the language model's layers hold for the gradient and compute it again: less memory, more time.
-    gradient_checkpointing: bool = False
-    accumulate: int = pydantic.Field(default=1, gt=0)
+    name: Literal["adamw", "muon"] = "adamw"
     rates: Rates
-    warmup_steps: int = pydantic.Field(default=30, ge=0)
-    # The learning rate falls on a half cosine to this share of its peak.
-    final_rate: float = pydantic.Field(default=0.0, ge=0, le=1)
+    warmup_steps: int = pydantic.Field(default=0, ge=0)
+    # Of the rate, from the end of the warm-up to the last step.
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    # Share of the peak that it falls to.
+    final_rate: Share = 0.0
     weight_decay: float = pydantic.Field(default=0.0, ge=0)
+    betas: tuple[Annotated[float, pydantic.Field(ge=0, lt=1)], Annotated[float, pydantic.Field(ge=0, lt=1)]] = (
+        0.9,
+        0.999,
+    )
     clip_norm: float = pydantic.Field(default=1.0, gt=0)
-    # Frames by which a window's features are rolled at random, so that words meet other slots.
-    shift_frames: int = pydantic.Field(default=0, ge=0)
-    # Share of a window's frames that is blanked, in stretches of up to `mask_frames`.
-    mask: float = pydantic.Field(default=0.0, ge=0, lt=1)
-    mask_frames: int = pydantic.Field(default=15, gt=0)
-    dropout: float = pydantic.Field(default=0.1, ge=0, lt=1)
-    # Weight of the CTC loss beside the language model's or the reader's.
-    ctc_weight: float = pydantic.Field(default=0.0, ge=0)
-    # Weight, beside the reader's loss, of how far the unfolded frames are from the encoder's own.
-    frames_weight: float = pydantic.Field(default=0.0, ge=0)
-    # Weights are averaged over the steps with this decay, and the average is what leaves the phase; 0 is off.
-    average: float = pydantic.Field(default=0.0, ge=0, lt=1)
-    validate_every: int = pydantic.Field(default=200, gt=0)
 
     @pydantic.model_validator(mode="after")
-    def _every_setting_does_something(self) -> "Phase":
-        given = [key for key, rate in self.rates.model_dump().items() if rate]
-        if not given:
+    def _rates_fit(self) -> "OptimizerRecipe":
+        if not self.rates.given:
             raise ValueError("every learning rate is 0, so nothing would train")
-        trained = TRAINED[self.objective]
-        if self.ctc_weight:
-            trained = (*trained, "head")
-        if idle := [key for key in given if not key.startswith(trained)]:
-            why = " without a ctc_weight" if self.objective in BESIDE_CTC else ""
-            raise ValueError(f"objective {self.objective} does not train {', '.join(idle)}{why}; set 0 there")
-        if self.ctc_weight and self.objective not in BESIDE_CTC:
-            raise ValueError(f"ctc_weight does nothing for objective {self.objective}; leave it out")
-        if self.frames_weight and self.objective != "reader":
-            raise ValueError(f"frames_weight does nothing for objective {self.objective}; leave it out")
-        reads = self.objective in ("tied", "alignment", "ctc") or self.ctc_weight
-        if "dropout" in self.model_fields_set and self.dropout and not reads:
-            raise ValueError("dropout is the CTC head's, which this phase does not train; leave it out")
-        if "mask_frames" in self.model_fields_set and not self.mask:
-            raise ValueError("mask_frames does nothing without mask; set mask, or leave it out")
-        if self.objective == "instructions" and (self.mask or self.shift_frames):
-            raise ValueError("objective instructions hears nothing, so mask and shift_frames must stay 0")
-        own = ("batch_seconds", "max_minutes", "mean_over", "gradient_checkpointing")
-        if self.objective != "instructions" and (idle := [key for key in own if key in self.model_fields_set]):
-            raise ValueError(f"{idle[0]} does nothing for objective {self.objective}; leave it out")
-        if self.batch_seconds is not None and "batch_windows" in self.model_fields_set:
-            raise ValueError("batch_windows does nothing beside batch_seconds; leave one of them out")
-        if self.mask and self.objective == "alignment":
-            raise ValueError("objective alignment aligns the frames that it reads, so mask must stay 0")
+        matrices = [part for part, rate in self.rates.given.items() if isinstance(rate, MuonRates)]
+        if self.name == "adamw" and matrices:
+            raise ValueError(f"rates.{matrices[0]} is for muon; give one number for adamw")
+        if self.name == "muon" and not matrices:
+            raise ValueError("muon trains matrices, and no rate has any; write for instance hfq: {matrices: 0.005, …}")
+        if self.schedule == "constant" and "final_rate" in self.model_fields_set:
+            raise ValueError("final_rate does nothing for a constant schedule; leave it out")
         return self
 
 
 class Recipe(Section):
-    """A training run."""
+    """A stage of training: one model, one loss, one schedule."""
 
     name: str
-    # Recognition, long recordings, instructions: the paper's three; what is trained is in the phases.
+    # Recognition, long recordings, all tasks: the paper's three. The model card says it; what is trained, `loss` says.
     stage: Literal[1, 2, 3]
-    seed: int = pydantic.Field(ge=0, le=LARGEST_SEED)
+    seed: int = pydantic.Field(default=1, ge=0, le=LARGEST_SEED)
+    # The folder of a checkpoint: of ours, or what `fastslm import-authors` wrote.
+    start_from: FilePath | None = None
+    out: FilePath
     model: ModelRecipe
     data: DataRecipe
-    phases: tuple[Phase, ...] = pydantic.Field(min_length=1)
-    out: FilePath
-    start_from: FilePath | None = None
-    device: str = "auto"
+    loss: LossRecipe = LossRecipe()
+    optimizer: OptimizerRecipe
+    steps: int | None = pydantic.Field(default=None, gt=0)
+    epochs: float | None = pydantic.Field(default=None, gt=0)
+    # Micro-batches of a step.
+    accumulate: Positive = 1
+    # In bf16 frozen weights are kept in bfloat16 and products computed in it; what is trained stays float32.
     precision: Literal["bf16", "float32"] = "bf16"
+    gradient_checkpointing: bool = False
+    # Weights are averaged over the steps with this decay, and the average is what is saved; 0 is off.
+    average: float = pydantic.Field(default=0.0, ge=0, lt=1)
+    checkpoint_minutes: float = pydantic.Field(default=10.0, gt=0)
+    validate_every: Positive = 500
+    # Of the trained part in the folder that comes out.
+    export_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
     # torch's threads; a resumed run gives the same bits only with the same number.
     threads: int = pydantic.Field(default=2, gt=0, le=MOST_THREADS)
-    checkpoint_minutes: float = pydantic.Field(default=3.0, gt=0)
 
     @pydantic.model_validator(mode="after")
     def _can_be_run(self) -> "Recipe":
-        if self.model.ctc is None:
-            raise ValueError("model.ctc is null, but validation reads the tokens with the CTC head; leave the key out")
-        names = [phase.name for phase in self.phases]
-        if repeated := [name for index, name in enumerate(names) if name in names[:index]]:
-            raise ValueError(
-                f"two phases are called {repeated[0]}, which tells apart what they draw; rename one of them"
-            )
-        needs = [phase.objective for phase in self.phases if phase.objective in ("frames", "reader")]
-        if self.model.reader is None and needs:
-            raise ValueError(f"objective {needs[0]} needs model.reader, the decoder that reads; set it")
-        adapted = [phase.name for phase in self.phases if phase.rates.decoder]
-        if adapted and not (self.model.reader and self.model.reader.lora_rank):
-            raise ValueError(f"phase {adapted[0]} trains the decoder, which model.reader.lora_rank is to allow; set it")
-        if self.model.heard_words and self.model.reader is None:
-            raise ValueError("model.heard_words needs model.reader, which hears the words; set it")
-        tasks = any(phase.objective == "instructions" for phase in self.phases)
-        if tasks and not (self.data.instructions and self.model.heard_words):
-            raise ValueError("objective instructions needs data.instructions and model.heard_words; set both")
-        if self.model.ctc.reads == "frames":
-            if self.model.reader is None:
-                raise ValueError("model.ctc.reads is frames, which model.reader unfolds; set model.reader")
-            of_tokens = [phase.objective for phase in self.phases if phase.objective in ("tied", "alignment", "ctc")]
-            if of_tokens:
-                raise ValueError(f"objective {of_tokens[0]} reads tokens, not frames; set model.ctc.reads to tokens")
-            if "steps_per_token" in self.model.ctc.model_fields_set:
-                raise ValueError("model.ctc.steps_per_token does nothing where the head reads frames; leave it out")
-        if self.model.transcript_reader == "whisper" and self.model.reader is None:
-            raise ValueError("model.transcript_reader is whisper, which model.reader is; set model.reader")
-        if not tasks and (self.data.instructions or self.data.instructions_validation):
-            raise ValueError("data.instructions does nothing without a phase of objective instructions; leave it out")
-        if self.model.reader is not None and self.model.reader.start_windows and self.start_from is not None:
-            raise ValueError("model.reader.start_windows does nothing after start_from; leave one of them out")
-        if self.model.mel_mode != "window":
-            raise ValueError("model.mel_mode is authors, but packed windows have a log-mel of their own; set window")
+        faults = [*self._model_faults(), *self._loss_faults()]
+        if (self.steps is None) == (self.epochs is None):
+            faults.append("give either steps or epochs")
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
 
+    def _model_faults(self) -> list[str]:
+        model, found = self.model, []
+        if self.start_from is None:
+            missing = [f"model.{key}" for key in ("encoder", "text_model") if getattr(model, key) is None]
+            if missing:
+                found.append(f"{' and '.join(missing)} must be given where there is no start_from")
+        if model.projector == "linear" and model.projector_config:
+            found.append("model.projector_config does nothing for the projector linear; leave it out")
+        if model.projector == "ctc_embeddings" and "kinds" not in (model.projector_config or {}):
+            found.append("model.projector_config.kinds is missing: the number of tokens that ctc_embeddings can hear")
+        if model.ctc is not None and model.ctc.reads == "frames" and model.decoder is None:
+            found.append("model.ctc.reads is frames, which model.decoder unfolds; set model.decoder")
+        if model.decoder is not None and model.decoder.start_windows and self.start_from is not None:
+            found.append("model.decoder.start_windows does nothing after start_from; leave one of them out")
+        if model.mel_mode == "authors" and self.data.packing is not None:
+            found.append("data.packing makes windows with a log-mel of their own; set model.mel_mode to window")
+        return found
 
-def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    def _loss_faults(self) -> list[str]:
+        loss, model, given, found = self.loss, self.model, self.optimizer.rates.given, []
+        if idle := [part for part in given if part not in loss.trains]:
+            found.append(f"loss {loss.name} does not train {', '.join(idle)}; leave the rate out")
+        if loss.name == "speech_lm" and model.projector == "ctc_embeddings":
+            if idle := [part for part in ("hfq", "projector") if part in given and not loss.beside.get("ctc")]:
+                found.append(
+                    f"the projector ctc_embeddings passes no gradient, so speech_lm cannot train {', '.join(idle)}; "
+                    "train it with the loss token_ctc, and LoRA here"
+                )
+        if loss.name == "token_ctc" and model.projector != "ctc_embeddings":
+            found.append("loss token_ctc needs model.projector ctc_embeddings, which hears tokens; set it")
+        if loss.name == "whisper_decoder" and model.decoder is None:
+            found.append("loss whisper_decoder needs model.decoder; set it")
+        if "ctc" in loss.beside and model.ctc is None:
+            found.append("loss.beside.ctc needs model.ctc, the head that it trains; set it")
+        if "lora" in given and not model.lora.rank:
+            found.append("optimizer.rates.lora trains LoRA, and model.lora.rank is 0; set one of them")
+        if "decoder_lora" in given and not (model.decoder and model.decoder.lora_rank):
+            found.append("optimizer.rates.decoder_lora needs model.decoder.lora_rank; set it")
+        if self.gradient_checkpointing and loss.name != "speech_lm":
+            found.append(f"gradient_checkpointing is of the language model, which {loss.name} does not use; set false")
+        return found
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), look_for_files: bool = True) -> Recipe:
     """Read a YAML recipe, apply `--set a.b=c` overrides, and check everything at once.
 
     Args:
-        overrides: each `dotted.key=value`, the value in YAML; `phases.0.steps=10` reaches into lists.
+        overrides: each `dotted.key=value`, the value in YAML; `data.train.0.path=…` reaches into lists.
+        look_for_files: whether manifests, corpora and `start_from` must be there.
 
     Raises:
         RecipeError: with every fault that was found; an unknown key is named beside the nearest known one.
     """
-    return check_recipe(recipe_content(path, overrides), str(path))
+    recipe = validate_recipe(recipe_content(path, overrides), str(path))
+    if look_for_files:
+        require_files(recipe, str(path))
+    return recipe
 
 
-def recipe_content(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
-    """What a recipe says with its overrides, before any of it is checked.
+def recipe_content(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What a recipe says, with what it includes beneath it and overrides above it, before any of it is checked.
 
     Raises:
         RecipeError: there is no such file, it is no mapping, or an override has no place in it.
     """
-    path = Path(path)
+    content = _included(Path(path), ())
+    for override in overrides:
+        _override(content, override)
+    return content
+
+
+def _included(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError(f"{path}: there is no such recipe; give a YAML file such as recipes/tiny/stage1.yaml.")
     try:
@@ -315,29 +411,38 @@ def recipe_content(path: str | Path, overrides: list[str] | tuple[str, ...] = ()
         raise RecipeError(f"{path}: this is not YAML ({str(error).splitlines()[0]}); correct the file.") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values; see recipes/tiny/stage1.yaml.")
-    for override in overrides:
-        _override(content, override)
-    return content
+    beneath = content.pop("include", None)
+    if beneath is None:
+        return content
+    if path.resolve() in seen or not isinstance(beneath, str) or not beneath:
+        raise RecipeError(f"{path}: include is {beneath!r}; name another YAML file, which must not include this one.")
+    return _merged(_included(path.parent / beneath, (*seen, path.resolve())), content)
 
 
-def check_recipe(content: dict[str, Any], where: str) -> Recipe:
-    """Validate a recipe's content, and make sure that the files it names are there.
+def _merged(beneath: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Mappings are merged, everything else is replaced."""
+    found = dict(beneath)
+    for key, value in above.items():
+        known = found.get(key)
+        found[key] = _merged(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
+    return found
+
+
+def require_files(recipe: Recipe, where: str) -> None:
+    """Make sure that the files and folders that a recipe names are there.
 
     Raises:
-        RecipeError: with every fault that was found, in one sentence each.
+        RecipeError: with all that are not.
     """
-    recipe = validate_recipe(content, where)
-    missing = [str(m) for m in (*(t.path for t in recipe.data.train), recipe.data.validation) if not m.is_file()]
-    tasks = [t.path for t in recipe.data.instructions]
-    tasks += [recipe.data.instructions_validation] if recipe.data.instructions_validation else []
-    missing += [str(path) for path in tasks if not path.is_file()]
-    if recipe.data.sounds is not None and not recipe.data.sounds.is_file():
-        missing.append(str(recipe.data.sounds))
-    if missing:
-        raise RecipeError(f"{where}: missing manifests: {', '.join(missing)}; correct the paths or make the files.")
+    data = recipe.data
+    wanted = [source.place for source in (*data.train, *((data.validation,) if data.validation else ()))]
+    wanted += [data.sounds] if data.sounds is not None else []
+    missing = [str(place) for place in wanted if not place.exists()]
+    faults = [f"missing manifests or corpora: {', '.join(missing)}; correct the paths or make them"] if missing else []
     if recipe.start_from is not None and not recipe.start_from.is_dir():
-        raise RecipeError(f"{where}: start_from {recipe.start_from} is no folder; train the stage before it first.")
-    return recipe
+        faults.append(f"start_from {recipe.start_from} is no folder; train the stage before it first")
+    if faults:
+        raise RecipeError(f"{where}: {'; '.join(faults)}.")
 
 
 def validate_recipe(content: dict[str, Any], where: str) -> Recipe:
@@ -373,18 +478,29 @@ def _override(content: dict[str, Any], override: str) -> None:
 
 
 def _own_faults(error: pydantic.ValidationError) -> list[Any]:
-    """Pydantic's faults, but for one that it adds: a list whose items are at fault is not too short beside that."""
+    """Pydantic's faults, but for two that it adds: a list with faulty items is called too short, and each way that a
+    rate can be written has a fault of its own."""
     faults = error.errors()
     inside = {fault["loc"][:end] for fault in faults for end in range(len(fault["loc"]))}
-    return [fault for fault in faults if fault["type"] != "too_short" or fault["loc"] not in inside]
+    own = [fault for fault in faults if fault["type"] != "too_short" or fault["loc"] not in inside]
+    found: dict[tuple[Any, ...], Any] = {}
+    for fault in own:
+        found.setdefault(_place(fault["loc"]), fault)
+    return list(found.values())
+
+
+def _place(location: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A place in the recipe, without pydantic's names of alternatives."""
+    return tuple(part for part in location if not (isinstance(part, str) and not part.replace("_", "").islower()))
 
 
 def _sentence(fault: Any) -> str:
     """One fault of pydantic's, in our words; an unknown key with the nearest known one."""
-    where = ".".join(str(part) for part in fault["loc"])
+    place = _place(fault["loc"])
+    where = ".".join(str(part) for part in place)
     if fault["type"] == "extra_forbidden":
-        known = _known_keys(fault["loc"][:-1])
-        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1, cutoff=0.5)
+        known = _known_keys(place[:-1])
+        near = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known there: {', '.join(known)}"
         return f"unknown key {where} ({hint})"
     if fault["type"] == "missing":
@@ -399,10 +515,12 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
     """The keys that a place in a recipe knows."""
     model: Any = Recipe
     for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        candidates += [inner for c in candidates for inner in getattr(c, "__args__", ())]
-        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, pydantic.BaseModel))
+        if not isinstance(part, int):
+            model = next(found for found in _annotated(model.model_fields[part].annotation))
     return list(model.model_fields)
+
+
+def _annotated(annotation: Any) -> list[Any]:
+    """The sections among what a key may hold."""
+    inner = [found for part in get_args(annotation) for found in _annotated(part)]
+    return [annotation, *inner] if isinstance(annotation, type) and issubclass(annotation, Section) else inner
