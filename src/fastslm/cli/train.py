@@ -1,59 +1,45 @@
-"""`fastslm train`: a recipe, run to its end, or packed for another machine."""
+"""`fastslm train`: a recipe, run to its end, or what it would need."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fastslm.errors import OptionError
-
 app = typer.Typer()
 
 
 @app.command()
 def train(
-    recipe: Annotated[
-        Path,
-        typer.Argument(help="A YAML recipe, such as recipes/tiny/stage1.yaml, or the folder of a packed run."),
-    ],
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe, such as recipes/tiny/stage1.yaml.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, for instance data.variants=1."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Replace a value, for instance optimizer.rates.lora=0.0001."),
     ] = None,
-    pack: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Train nothing: write all that the run needs into this new folder, for a machine without network, "
-            "audio or caches, where `fastslm train FOLDER` trains it.",
-        ),
-    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Train nothing: say what the run would need. Fetches nothing.")
+    ] = False,
+    processes: Annotated[int, typer.Option(min=1, help="GPUs of the dry run.")] = 1,
+    sharded: Annotated[bool, typer.Option("--sharded", help="The dry run shares weights out (FSDP).")] = False,
+    tflops: Annotated[float, typer.Option(min=0.001, help="TFLOP/s that one GPU of the dry run reaches.")] = 200.0,
+    as_json: Annotated[bool, typer.Option("--json", help="The dry run's figures as JSON.")] = False,
 ) -> None:
     """Train a model by a recipe. The same command goes on where a stopped run was.
 
-    Several processes train as one: torchrun --nproc-per-node 2 -m fastslm train RECIPE.
+    Several processes train as one: accelerate launch -m fastslm train RECIPE.
     """
-    if recipe.is_dir():
-        if pack is not None:
-            raise OptionError(f"--pack: {recipe} is a folder, and what is packed is a recipe; copy the folder instead.")
-        from fastslm.training.packed import load_packed
+    from fastslm.training.recipe import load_recipe
 
-        checked = load_packed(recipe, overrides or [])
-    else:
-        from fastslm.training.recipe import load_recipe
+    checked = load_recipe(recipe, overrides or [], look_for_files=not dry_run)
+    if dry_run:
+        from fastslm.training.dry_run import dry_run as estimate
 
-        checked = load_recipe(recipe, overrides or [])
-        if pack is not None:
-            from fastslm.training.pack import pack_run
+        found = estimate(checked, processes=processes, sharded=sharded, tflops=tflops)
+        typer.echo(found.as_json() if as_json else found.as_text())
+        return
+    from accelerate import PartialState
 
-            typer.echo(pack_run(checked, pack))
-            return
-    import psutil
+    from fastslm.training.train import train as run
 
-    from fastslm.training.trainer import Trainer
-
-    trainer = Trainer(checked, started=psutil.Process().create_time())
-    folder = trainer.run()
-    if trainer.processes.main:
+    folder = run(checked)
+    if PartialState().is_main_process:
         typer.echo(folder)
-    trainer.processes.end()

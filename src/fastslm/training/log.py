@@ -1,4 +1,4 @@
-"""What a person and a program see of a run: a line a step on standard error, a JSON line a step, and a plot."""
+"""What a person and a program see of a run: a line on standard error, a JSON line a step, and a plot."""
 
 import contextlib
 import json
@@ -13,6 +13,7 @@ from fastslm.training.disk import writing
 
 # Steps whose speed the time left is told from.
 RECENT = 50
+NOT_LOSSES = ("kind", "step", "seconds", "step_seconds", "wait_seconds", "rate", "norm", "windows", "tokens", "epoch")
 
 
 class RunLog:
@@ -20,7 +21,7 @@ class RunLog:
 
     def __init__(self, folder: Path, resumed_at: int):
         self.path = folder / "metrics.jsonl"
-        kept = [row for row in self.rows() if row["global_step"] <= resumed_at]
+        kept = [row for row in self.rows() if row["step"] <= resumed_at]
         with writing(self.path, "the log"):
             folder.mkdir(parents=True, exist_ok=True)
             partial = self.path.with_suffix(".partial")
@@ -41,7 +42,7 @@ class RunLog:
 
 
 class StepLine:
-    """One line on standard error with the phase, the step, the loss and the time left."""
+    """One line on standard error with the step, the losses and the time left."""
 
     def __init__(self, quiet: bool = False):
         self.quiet = quiet
@@ -50,15 +51,14 @@ class StepLine:
         # When the last steps ended. What came before the first, such as loading, says nothing of the speed.
         self.ends: deque[float] = deque(maxlen=RECENT)
 
-    def show(self, phase: str, step: int, steps: int, left: int, numbers: dict[str, float]) -> None:
-        """`left` is the number of steps until the end of the run, over all phases."""
+    def show(self, step: int, steps: int, numbers: dict[str, float]) -> None:
         now = time.monotonic()
         self.ends.append(now)
         if self.quiet or (now - self.last < (0.5 if self.tty else 30.0) and step != steps):
             return
         self.last = now
-        said = [phase, f"step {step}/{steps}", *(f"{name} {value:.3g}" for name, value in numbers.items())]
-        if (remaining := self.remaining(left)) is not None:
+        said = [f"step {step}/{steps}", *(f"{name} {value:.3g}" for name, value in numbers.items())]
+        if (remaining := self.remaining(steps - step)) is not None:
             said.append(f"{format_seconds(remaining)} left")
         line = "  ".join(said)
         print(f"\r\x1b[2K{line}" if self.tty else line, end="" if self.tty else "\n", file=sys.stderr, flush=True)
@@ -83,28 +83,24 @@ def format_seconds(seconds: float) -> str:
 
 
 def draw_curves(rows: list[dict[str, Any]], target: Path, title: str) -> None:
-    """Losses and validation error rates of a run over its hours, as a PNG."""
+    """Losses in training and validation, and the share of wrong words, over the steps, as a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 6), layout="constrained")
     losses, errors = figure.subplots(2, 1, sharex=True)
-    steps = [row for row in rows if row["kind"] == "step"]
-    for phase in dict.fromkeys(row["phase"] for row in steps):
-        own = [row for row in steps if row["phase"] == phase]
-        hours = [row["seconds"] / 3600 for row in own]
-        smooth = _smoothed([row["loss"] for row in own], 20)
-        losses.plot(hours, smooth, label=phase, linewidth=1.2)
-    checks = [row for row in rows if row["kind"] == "validation"]
-    hours = [row["seconds"] / 3600 for row in checks]
-    errors.plot(hours, [row["wer"] for row in checks], "o-", label="words, CTC head")
-    errors.plot(hours, [row["cer"] for row in checks], "s-", label="characters, CTC head")
-    written = [row for row in checks if "written_wer" in row]
+    for kind, style in (("step", "-"), ("validation", "o--")):
+        own = [row for row in rows if row["kind"] == kind]
+        names = dict.fromkeys(name for row in own for name in row if name not in (*NOT_LOSSES, "wer"))
+        for name in names:
+            points = [(row["step"], row[name]) for row in own if name in row]
+            values = _smoothed([value for _, value in points], 20 if kind == "step" else 1)
+            losses.plot([step for step, _ in points], values, style, label=f"{name}, {kind}", linewidth=1.2)
+    written = [(row["step"], row["wer"]) for row in rows if row["kind"] == "validation" and "wer" in row]
     if written:
-        times = [row["seconds"] / 3600 for row in written]
-        errors.plot(times, [row["written_wer"] for row in written], "^-", label="words, as they are written")
-    losses.set(ylabel="training loss", title=title)
+        errors.plot(*zip(*written, strict=True), "o-", label="words wrong, as they are written")
+    losses.set(ylabel="loss", title=title)
     losses.set_ylim(bottom=0)
-    errors.set(xlabel="hours of training", ylabel="validation error", ylim=(0, 1.05))
+    errors.set(xlabel="step", ylabel="validation error", ylim=(0, 1.05))
     for axes in (losses, errors):
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:

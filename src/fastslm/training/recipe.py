@@ -354,7 +354,10 @@ class Recipe(Section):
         if idle := [part for part in given if part not in loss.trains]:
             found.append(f"loss {loss.name} does not train {', '.join(idle)}; leave the rate out")
         if loss.name == "speech_lm" and model.projector == "ctc_embeddings":
-            if idle := [part for part in ("hfq", "projector") if part in given and not loss.beside.get("ctc")]:
+            idle = [part for part in ("hfq", "projector") if part in given]
+            if "ctc" in loss.beside and "hfq" in idle:
+                idle.remove("hfq")
+            if idle:
                 found.append(
                     f"the projector ctc_embeddings passes no gradient, so speech_lm cannot train {', '.join(idle)}; "
                     "train it with the loss token_ctc, and LoRA here"

@@ -126,10 +126,14 @@ class SpeechLM(Loss):
         if self.recipe.loss.mean_over == "rows":
             costs = costs / (labels != IGNORED).sum(1, keepdim=True)
         found = {self.name: costs.sum()}
+        if tokens is None:
+            # DDP and FSDP expect a gradient for everything that is trained, in each process.
+            unheard = sum(own.sum() for own in self.parameters() if own.requires_grad)
+            found[self.name] = found[self.name] + 0 * unheard
         if "ctc" in self.weights:
-            no_letters = scores.sum() * 0
+            nothing = scores.sum() * 0
             heard = None if tokens is None else self.model.letters(tokens)
-            found["ctc"] = no_letters if heard is None else letters_sum(heard, batch.rows, batch.windows_per_row)
+            found["ctc"] = nothing if heard is None else letters_sum(heard, batch.rows, batch.windows_per_row)
         if "distillation" in self.weights:
             found["distillation"] = self._distillation(inputs, scores)
         return found

@@ -130,7 +130,7 @@ class _Vocabulary:
         self.words: dict[str, list[int]] = {}
 
     def classes(self, text: str) -> list[int]:
-        """Of lower-case words without marks; a word with a token that cannot be heard is spelt by its longest pieces."""
+        """Of lower-case words without marks; one with a token that cannot be heard is spelt by its longest pieces."""
         return [own for word in ctc_text(text).split() for own in self._word(word)]
 
     def _word(self, word: str) -> list[int]:

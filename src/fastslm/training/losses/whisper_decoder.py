@@ -6,7 +6,6 @@ Rows are transcripts of single windows.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
