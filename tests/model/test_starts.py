@@ -6,6 +6,7 @@ import torch
 
 from fastslm.model.configuration import HFQFormerConfig
 from fastslm.model.hfq_former import Compressor, HFQFormer
+from fastslm.model.local_attention import detail_times
 from fastslm.model.positions import key_slots, sinusoids
 from fastslm.model.starts import QUERY_STD, look_offsets, start_hfq_former
 
@@ -76,7 +77,7 @@ def test_the_looks_of_all_heads_share_out_the_slot():
 
 def test_a_head_of_a_positional_start_looks_at_its_offset_from_the_tokens_time():
     former = started(detail_positions=True, detail_start="positional")
-    query_time, key_time = former.detail_times(torch.device("cpu"))
+    query_time, key_time = detail_times(former.config, torch.device("cpu"))
     frames_time = key_time[:1500]
     for block, offsets in zip(former.detail_recovery, look_offsets(former), strict=True):
         attention = block.cross_attention

@@ -9,7 +9,7 @@ import torch
 from fastslm.errors import RecipeError
 from fastslm.model.configuration import HFQFormerConfig
 from fastslm.model.hfq_former import HFQFormer
-from fastslm.model.local_attention import SlotFrames
+from fastslm.model.local_attention import SlotFrames, detail_frames
 from fastslm.model.starts import LOOK_CONTENT_SCALE, start_hfq_former
 from fastslm.training import tied_start
 from fastslm.training.tied_start import REST, TiedLooks, check_tied, untie
@@ -88,7 +88,7 @@ def test_looks_lie_where_a_dense_cross_attention_of_empty_tokens_looks() -> None
     x1 = torch.randn(2, FRAMES, WIDTH)
     x2 = hfq.downsampler1(x1)
     x3 = hfq.downsampler2(x2)
-    frames = hfq.detail_frames(x1, x2, x3)
+    frames = detail_frames(hfq.config, x1, x2, x3)
     assert isinstance(frames, SlotFrames)
     found = looks.attention_weights(frames)
 

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastslm.model.configuration import HFQFormerConfig
-from fastslm.model.local_attention import SlotFrames, local_cross_attention
-from fastslm.model.positions import sinusoids, slot_and_key_times, visible_keys
+from fastslm.model.local_attention import DetailFrames, detail_frames
+from fastslm.model.positions import sinusoids, visible_keys
 
 
 def attend(
@@ -116,23 +116,11 @@ class DetailRecovery(nn.Module):
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.cross_attention = Attention(config)
 
-    def forward(self, tokens: torch.Tensor, frames: "SlotFrames | FrameScales") -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, frames: DetailFrames) -> torch.Tensor:
         """tokens (batch, tokens, hidden), and the frames of all scales → (batch, tokens, hidden)"""
         normed = self.norm1(tokens)
         tokens = tokens + self.self_attention(normed, normed, normed)
-        query = self.norm2(tokens)
-        if isinstance(frames, SlotFrames):
-            return tokens + local_cross_attention(self.cross_attention, query, frames)
-        return tokens + self.cross_attention(query + frames.query_time, frames.frames + frames.key_time, frames.frames)
-
-
-class FrameScales:
-    """X1, X2 and X3 one after another, and the positions that queries and keys add, 0 as published."""
-
-    def __init__(self, scales: list[torch.Tensor], query_time: torch.Tensor | float, key_time: torch.Tensor | float):
-        self.frames = torch.cat(scales, dim=1)
-        self.query_time = query_time
-        self.key_time = key_time
+        return tokens + frames.attended(self.cross_attention, self.norm2(tokens))
 
 
 class HFQFormer(nn.Module):
@@ -166,7 +154,7 @@ class HFQFormer(nn.Module):
         q3 = self.compressor3(x3)
         tokens = self.distillation(torch.cat([q1, q2, q3], dim=1))
         if self.detail_recovery:
-            frames = self.detail_frames(x1, x2, x3)
+            frames = detail_frames(self.config, x1, x2, x3)
             for block in self.blocks:
                 tokens = block(tokens, frames)
         return tokens
@@ -175,24 +163,3 @@ class HFQFormer(nn.Module):
     def blocks(self) -> list[DetailRecovery]:
         """The blocks of detail recovery, in order."""
         return [cast(DetailRecovery, block) for block in self.detail_recovery]
-
-    def detail_frames(self, x1: torch.Tensor, x2: torch.Tensor, x3: torch.Tensor) -> "SlotFrames | FrameScales":
-        """What detail recovery reads: all frames, or with `attention_span` those near each token's slot."""
-        config = self.config
-        query_time = key_time = None
-        if config.detail_positions:
-            query_time, key_time = self.detail_times(x1.device)
-        if config.attention_span is not None:
-            return SlotFrames([x1, x2, x3], config.final_tokens, config.attention_span, query_time, key_time)
-        scales = [x.to(x3.dtype) for x in (x1, x2, x3)]
-        if query_time is None or key_time is None:
-            return FrameScales(scales, 0.0, 0.0)
-        return FrameScales(scales, query_time.to(x3.dtype), key_time.to(x3.dtype))
-
-    def detail_times(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sinusoids of each token's slot middle, (tokens, hidden), and of every key's time, (keys, hidden).
-
-        Time is counted in frames of the encoder (50 a second); frame j of a scale halved s times is at 2^s · j.
-        """
-        config = self.config
-        return slot_and_key_times(config.final_tokens, config.scale_lengths, config.hidden_size, device)

@@ -1,7 +1,8 @@
-"""Detail recovery's cross-attention where every token sees only frames near its own slot (ours).
+"""What detail recovery reads: the frames of all scales, or for each token those near its own slot (ours).
 
-The projections of keys and values are moved to the other side of the products, which changes no result but rounding: a
-token's neighbourhood is some 150 frames of 2625, and projecting the one query is far cheaper than projecting them all.
+Of the latter, the projections of keys and values are moved to the other side of the products, which changes no result
+but rounding: a token's neighbourhood is some 150 frames of 2625, and projecting the one query is far cheaper than
+projecting them all.
 """
 
 import functools
@@ -10,10 +11,45 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastslm.model.positions import neighbourhoods
+from fastslm.model.configuration import HFQFormerConfig
+from fastslm.model.positions import neighbourhoods, slot_and_key_times
 
 if TYPE_CHECKING:
     from fastslm.model.hfq_former import Attention
+
+
+def detail_frames(config: HFQFormerConfig, x1: torch.Tensor, x2: torch.Tensor, x3: torch.Tensor) -> "DetailFrames":
+    """What detail recovery reads: all frames, or with `attention_span` those near each token's slot."""
+    query_time = key_time = None
+    if config.detail_positions:
+        query_time, key_time = detail_times(config, x1.device)
+    if config.attention_span is not None:
+        return SlotFrames([x1, x2, x3], config.final_tokens, config.attention_span, query_time, key_time)
+    scales = [x.to(x3.dtype) for x in (x1, x2, x3)]
+    if query_time is None or key_time is None:
+        return AllFrames(scales, 0.0, 0.0)
+    return AllFrames(scales, query_time.to(x3.dtype), key_time.to(x3.dtype))
+
+
+def detail_times(config: HFQFormerConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sinusoids of each token's slot middle, (tokens, hidden), and of every key's time, (keys, hidden).
+
+    Time is counted in frames of the encoder (50 a second); frame j of a scale halved s times is at 2^s · j.
+    """
+    return slot_and_key_times(config.final_tokens, config.scale_lengths, config.hidden_size, device)
+
+
+class AllFrames:
+    """X1, X2 and X3 one after another, and the positions that queries and keys add, 0 as published."""
+
+    def __init__(self, scales: list[torch.Tensor], query_time: torch.Tensor | float, key_time: torch.Tensor | float):
+        self.frames = torch.cat(scales, dim=1)
+        self.query_time = query_time
+        self.key_time = key_time
+
+    def attended(self, attention: "Attention", query: torch.Tensor) -> torch.Tensor:
+        """What the normed query, (batch, tokens, hidden), reads in all frames; the same shape."""
+        return attention(query + self.query_time, self.frames + self.key_time, self.frames)
 
 
 class SlotFrames:
@@ -49,6 +85,13 @@ class SlotFrames:
         self.sizes = [i.shape[1] for i in indices]
         self.query_time = query_time
         self.key_time = None if key_time is None else _nearby(key_time, tokens, lengths, span, dtype)
+
+    def attended(self, attention: "Attention", query: torch.Tensor) -> torch.Tensor:
+        """What the normed query, (batch, tokens, hidden), reads near its slots; the same shape."""
+        return local_cross_attention(attention, query, self)
+
+
+DetailFrames = AllFrames | SlotFrames
 
 
 def _in_one_sequence(indices: list[torch.Tensor], lengths: tuple[int, ...]) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch import nn
 from fastslm.errors import RecipeError
 from fastslm.model.configuration import HFQFormerConfig
 from fastslm.model.hfq_former import HFQFormer
-from fastslm.model.local_attention import SlotFrames
+from fastslm.model.local_attention import SlotFrames, detail_frames
 
 # What is not a look starts this small when the looks are untied, so that untying hardly changes what is heard.
 REST = 0.01
@@ -69,7 +69,7 @@ class TiedLooks(nn.Module):
         hfq = self.hfq_former
         x2 = hfq.downsampler1(x1)
         x3 = hfq.downsampler2(x2)
-        frames = hfq.detail_frames(x1, x2.detach(), x3.detach())
+        frames = detail_frames(hfq.config, x1, x2.detach(), x3.detach())
         assert isinstance(frames, SlotFrames)
         weights = self.attention_weights(frames)
         values = SlotFrames(
