@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import fastslm
+from fastslm.inference.cascade import speech_embeddings
 from fastslm.speech import FastSLM
 
 HERE = Path(__file__).resolve()
@@ -57,12 +58,12 @@ def tensors(loaded: FastSLM, samples: np.ndarray) -> dict[str, torch.Tensor]:
     batch = loaded.processor(prompt, samples)
     frames = model.encode(batch["input_features"])
     tokens = model.get_speech_tokens(encoder_frames=frames)
-    speech = model.project(tokens)
+    speech = speech_embeddings(model, loaded.processor, tokens)
     return {
         "input_features": batch["input_features"],
         "encoder_frames": frames,
         "tokens": tokens,
-        "unfolded": model.reader.unfolded(tokens),
+        "unfolded": model.whisper_decoder.unfolded(tokens),
         "letters": model.letters(tokens),
         "projected": model.projector(tokens),
         "prompt_embeddings": speech,

@@ -15,6 +15,7 @@ from fastslm.loading import load
 from fastslm.longform.encoder import GROUP_WINDOWS
 from fastslm.longform.memory import SpeechMemory
 from fastslm.longform.results import Progress
+from fastslm.model.capabilities import Capabilities
 from fastslm.speech import FastSLM
 
 __all__ = ["make_checkpoint", "tiny", "tiny_checkpoint"]
@@ -193,7 +194,7 @@ def test_a_language_that_nobody_names_is_the_first_that_was_learnt(tiny: FastSLM
         tiny.processor, "build_prompt", lambda task, **given: asked.append(given) or build(task, **given)
     )
     for learnt, code in ((None, "ko"), (["fr", "de"], "fr")):
-        monkeypatch.setattr(tiny.model.config, "translates_into", learnt)
+        monkeypatch.setattr(tiny.model.config, "capabilities", Capabilities(translates_into=learnt))
         tiny.translate(noise(1.5), max_new_tokens=2)
         assert {given["language"] for given in asked} == {code}
         asked.clear()

@@ -62,14 +62,14 @@ def load(
             raise CheckpointError(
                 f"The weights of {name} in {folder} cannot be read ({_first_line(error)}): fetch or save them again."
             ) from error
-    model.merge_reader_lora().to(chosen_device)
+    model.merge_decoder_lora().to(chosen_device)
     encoder_dtype, encoder_reason = choose_encoder_dtype(dtype, chosen_device)
-    if encoder_dtype is not None and model.reader is not None:
-        model.reader.read_in(encoder_dtype)
+    if encoder_dtype is not None and model.whisper_decoder is not None:
+        model.whisper_decoder.read_in(encoder_dtype)
     if not quiet and (device_reason or dtype_reason):
         chosen = f"{chosen_device}{device_reason}, {str(chosen_dtype).removeprefix('torch.')}{dtype_reason}"
         if encoder_dtype is not None:
-            own = "Whisper's parts" if model.reader is not None else "the encoder"
+            own = "Whisper's parts" if model.whisper_decoder is not None else "the encoder"
             chosen += f", {own} in {str(encoder_dtype).removeprefix('torch.')} ({encoder_reason})"
         print(f"fastslm: {os.fspath(name)} runs on {chosen}.", file=sys.stderr)
     return FastSLM(model, processor, name=os.fspath(name), encoder_dtype=encoder_dtype)

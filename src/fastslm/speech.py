@@ -214,7 +214,7 @@ class FastSLM:
             CheckpointError: a memory or a prefix file of another model.
         """
         if to is None:
-            to = (self.model.config.translates_into or TRANSLATES_INTO)[0]
+            to = (self.model.config.capabilities.translates_into or TRANSLATES_INTO)[0]
         return self._answer(source, "translate", {"language": to}, **options)
 
     def summarize(self, source: Sources, **options: Any) -> Answer:

@@ -1,6 +1,7 @@
 """What each suite asks and how it scores, with a system that answers by rote."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,8 @@ def test_the_facts_say_what_hears_for_the_language_model_and_how_it_computes(
 ) -> None:
     model = load(make_checkpoint(reader=True, transcript_reader="whisper"), dtype="float32", quiet=True)
     model.encoder = WindowEncoder(model.model, dtype=torch.bfloat16)
-    monkeypatch.setattr(model.model, "heard_words", torch.nn.Identity())
+    able = replace(model.model.config.capabilities, via="transcript")
+    monkeypatch.setattr(model.model.config, "capabilities", able)
     facts = FastSLMSystem(model).facts("ask")
     assert (facts["reader"], facts["encoder_dtype"]) == ("llm, words heard by whisper", "bfloat16")
     assert FastSLMSystem(model).facts("transcribe")["reader"] == "whisper"

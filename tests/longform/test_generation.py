@@ -5,6 +5,7 @@ import torch
 from tiny_fastslm import noise
 
 from fastslm.longform.generation import LEAST_TOKENS, caveats, generate, prompt_ids, token_budget
+from fastslm.model.capabilities import Capabilities
 from fastslm.speech import FastSLM
 
 
@@ -46,9 +47,9 @@ def test_the_prompt_is_that_of_the_processor(tiny: FastSLM) -> None:
 @pytest.mark.parametrize(
     ("config", "task", "language", "said"),
     [
-        ({"llm_reads_speech": False}, "ask", None, "does not read speech tokens yet"),
-        ({"llm_tasks": ["ask", "summarize"]}, "translate", "fr", "has not learnt to translate, only to ask, summarize"),
-        ({"llm_tasks": ["ask"]}, "ask", None, None),
+        ({"tasks": []}, "ask", None, "does not read speech tokens yet"),
+        ({"tasks": ["ask", "summarize"]}, "translate", "fr", "has not learnt to translate, only to ask, summarize"),
+        ({"tasks": ["ask"]}, "ask", None, None),
         ({"translates_into": ["fr", "de"]}, "translate", "ko", "translate into French, German alone, not into Korean"),
         ({"translates_into": ["fr"]}, "translate", None, "not into English"),
         ({"translates_into": ["fr"]}, "translate", "French", None),
@@ -61,8 +62,6 @@ def test_the_prompt_is_that_of_the_processor(tiny: FastSLM) -> None:
 def test_what_was_not_learnt_is_said(
     tiny: FastSLM, monkeypatch, config: dict, task: str, language: str | None, said: str | None
 ) -> None:
-    learnt = {"llm_reads_speech": True, "llm_tasks": None, "translates_into": None, "taught_with": None} | config
-    for name, value in learnt.items():
-        monkeypatch.setattr(tiny.model.config, name, value)
+    monkeypatch.setattr(tiny.model.config, "capabilities", Capabilities(**{"tasks": None, **config}))
     found = caveats(tiny.model, task, language)
     assert found == [] if said is None else said in " ".join(found)

@@ -12,6 +12,7 @@ from fastslm.errors import CheckpointError
 from fastslm.loading import load
 from fastslm.longform.cuts import CUTS, PAUSE_STEPS, SEARCH_SAMPLES, STEP_SAMPLES, Cuts, cut
 from fastslm.longform.plan import OTHER_POSITIONS, empty_model, kv_bytes, most_windows, plan
+from fastslm.model.capabilities import Capabilities
 from fastslm.speech import FastSLM
 
 RECORDING = noise(150, 3)
@@ -110,7 +111,7 @@ def test_the_longest_recording_fits_one_prompt_and_a_longer_one_does_not(tiny: F
 
 def test_a_plan_says_what_is_read_in_parts_though_one_prompt_holds_it(tiny: FastSLM, monkeypatch) -> None:
     assert plan(tiny.model, 600).reasons == ()
-    monkeypatch.setattr(tiny.model.config, "taught_seconds", {"ask": 300.0})
+    monkeypatch.setattr(tiny.model.config, "capabilities", Capabilities(taught_seconds={"ask": 300.0}))
     assert "ask: parts of 5:00 of what is longer" in plan(tiny.model, 600).table()
 
 

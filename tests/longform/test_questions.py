@@ -14,6 +14,7 @@ from fastslm.errors import OptionError
 from fastslm.longform.questions import Answerer
 from fastslm.longform.readers import Method
 from fastslm.longform.transcription import Transcriber
+from fastslm.model.capabilities import Capabilities
 from fastslm.speech import FastSLM
 
 SHORT: Any = {"max_new_tokens": 8, "repetition": "keep"}
@@ -164,7 +165,8 @@ def test_spans_as_short_as_asked_for_are_cited_and_translations_follow_one_anoth
 
 
 def test_recordings_longer_than_was_taught_are_read_in_parts_of_that(fresh: FastSLM, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(fresh.model.config, "taught_seconds", {"ask": 60.0, "translate": 45.0})
+    taught = Capabilities(taught_seconds={"ask": 60.0, "translate": 45.0})
+    monkeypatch.setattr(fresh.model.config, "capabilities", taught)
     long, short = fresh.encode(noise(150)), fresh.encode(noise(60))
     asked = fresh.ask(long, "Who?", **SHORT)
     assert [(span.start, span.end) for span in asked.spans] == [(0, 60), (60, 90), (90, 150)]

@@ -15,7 +15,7 @@ from fastslm.longform.generation import Decoding
 from fastslm.longform.readers import SILENT, CTCReader, WhisperDecoderReader, hears_letters, reader_named
 from fastslm.longform.timestamps import SPACE
 from fastslm.longform.transcription import Transcriber, TranscriptionOptions
-from fastslm.model import whisper_reader
+from fastslm.model import whisper_decoder
 from fastslm.model.ctc_head import BLANK, greedy_words
 
 END = 2
@@ -54,7 +54,7 @@ def reader(speech: Any, monkeypatch: pytest.MonkeyPatch) -> WhisperDecoderReader
 
     monkeypatch.setattr(speech.model.reader, "next_scores", scores)
     # All rows stay in their places.
-    monkeypatch.setattr(whisper_reader, "STAYING", 0.0)
+    monkeypatch.setattr(whisper_decoder, "STAYING", 0.0)
     return WhisperDecoderReader(speech.model, speech.processor)
 
 

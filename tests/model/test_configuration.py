@@ -1,8 +1,13 @@
 """Sizes and switches: what is refused, and what a round trip keeps."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 from transformers import AutoConfig, Qwen3Config
 
+from fastslm.model.capabilities import Capabilities
 from fastslm.model.configuration import FastSLMConfig, HFQFormerConfig
 
 
@@ -40,16 +45,84 @@ def test_an_unknown_mode_is_refused(wrong):
         FastSLMConfig(**wrong)
 
 
-@pytest.mark.parametrize(("reader", "needs"), [("ctc", "ctc_head"), ("whisper", "reader_base")])
-def test_a_best_reader_that_is_not_there_is_refused(reader, needs):
-    with pytest.raises(ValueError, match=f"{reader}' needs {needs}"):
-        FastSLMConfig(transcript_reader=reader)
+@pytest.mark.parametrize(("decoder", "needs"), [("ctc", "ctc_head"), ("whisper", "Whisper's decoder")])
+def test_a_best_decoder_that_is_not_there_is_refused(decoder, needs):
+    with pytest.raises(ValueError, match=f"{decoder}' needs {needs}"):
+        FastSLMConfig(capabilities={"decoder": decoder})
 
 
 @pytest.mark.parametrize("taught", [{"transcribe": 60}, {"ask": 20}, {"ask": "60"}, {"ask": float("inf")}, 60, [60]])
 def test_a_taught_length_that_cannot_be_is_refused(taught):
     with pytest.raises(ValueError, match=r"taught_seconds (has|is)"):
-        FastSLMConfig(taught_seconds=taught)
+        FastSLMConfig(capabilities={"taught_seconds": taught})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"language": ["en"]}, "'language', did you mean 'languages'"),
+        ({"languages": []}, "languages is empty"),
+        ({"decoder": "lm"}, "decoder is 'lm'; it must be null or one of ctc, whisper, llm"),
+        ({"via": "text"}, "via is 'text'; it must be one of speech, transcript"),
+    ],
+)
+def test_a_capability_that_cannot_be_is_refused(wrong, named):
+    with pytest.raises(ValueError, match=named):
+        FastSLMConfig(capabilities=wrong)
+
+
+# What config.json of fastslm-tiny held until its fourth edition, beside the sizes.
+OLD: dict[str, Any] = {
+    "ctc_head": True,
+    "ctc_reads": "frames",
+    "heard_words": True,
+    "languages": ["en", "de"],
+    "llm_reads_speech": True,
+    "llm_tasks": ["ask", "translate"],
+    "reader_base": "whisper-tiny.en",
+    "reader_layers": 2,
+    "reader_lora_alpha": 12,
+    "reader_lora_rank": 8,
+    "taught_seconds": {"translate": 30.0},
+    "taught_with": {"translate": "captions"},
+    "transcript_reader": "whisper",
+    "translates_into": ["fr"],
+    "words_base": "smollm2-135m-instruct",
+}
+
+
+def test_keys_of_older_configurations_are_read_under_todays_names(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "fastslm", **OLD}))
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.capabilities == Capabilities(
+        languages=("en", "de"),
+        decoder="whisper",
+        via="transcript",
+        tasks=("ask", "translate"),
+        translates_into=("fr",),
+        taught_with={"translate": "captions"},
+        taught_seconds={"translate": 30.0},
+    )
+    assert (config.whisper_decoder, config.base_decoder, config.unfolder_layers) == (True, "whisper-tiny.en", 2)
+    assert (config.decoder_lora_rank, config.decoder_lora_alpha) == (8, 12)
+    new = set(OLD) - {"ctc_head", "ctc_reads"}
+    assert not new & config.to_dict().keys(), "what is saved again has the old keys still"
+    config.save_pretrained(tmp_path / "again")
+    assert AutoConfig.from_pretrained(tmp_path / "again").capabilities == config.capabilities
+
+
+@pytest.mark.parametrize(
+    ("old", "tasks"),
+    [
+        ({}, ()),
+        ({"llm_reads_speech": False, "llm_tasks": ["ask"]}, ()),
+        ({"llm_reads_speech": True}, None),
+        ({"llm_reads_speech": True, "llm_tasks": ["ask"]}, ("ask",)),
+    ],
+)
+def test_an_older_model_has_learnt_the_tasks_that_it_said(old, tasks):
+    assert FastSLMConfig(**old).capabilities.tasks == tasks
+    assert FastSLMConfig(**old).capabilities.via == "speech"
 
 
 def test_a_former_of_another_width_than_the_encoder_is_refused():
@@ -62,7 +135,7 @@ def test_saving_and_loading_keeps_every_value_and_the_kind_of_text_model(make_co
         "qwen3",
         lora_rank=3,
         mel_mode="authors",
-        taught_seconds={"ask": 60.0},
+        capabilities={"taught_seconds": {"ask": 60.0}, "translates_into": ["fr", "ko"]},
         hfq={"query_start": "time", "attention_span": 2},
     )
     config.save_pretrained(tmp_path)

@@ -13,8 +13,7 @@ from transformers import (
 )
 
 from fastslm.model.lora import lora_layers
-from fastslm.model.modeling import FastSLMForConditionalGeneration, positions
-from fastslm.model.speech import SPEECH_INPUTS
+from fastslm.model.modeling import SPEECH_INPUTS, FastSLMForConditionalGeneration, positions
 
 TEXT_KINDS = ("qwen3", "llama")
 PROMPTS = (("transcribe", {}), ("ask", {"question": "What was said at the very beginning?"}), ("summarize", {}))

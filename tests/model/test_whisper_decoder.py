@@ -1,4 +1,4 @@
-"""Whisper's decoder over unfolded tokens computes as Whisper does, row by row; heard words keep all and their order."""
+"""Whisper's decoder over unfolded tokens computes as Whisper does, row by row."""
 
 import shutil
 from pathlib import Path
@@ -18,15 +18,14 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from fastslm.errors import CheckpointError
-from fastslm.model import whisper_reader
+from fastslm.model import whisper_decoder
 from fastslm.model.base_weights import load_decoder
-from fastslm.model.ctc_head import BLANK, CTCHead, FrameCTCHead, ctc_ids
-from fastslm.model.heard_words import FADING, fold
-from fastslm.model.loops import LOOP_TOKENS
+from fastslm.model.configuration import HFQFormerConfig
+from fastslm.model.ctc_head import CTCHead, FrameCTCHead
 from fastslm.model.lora import is_lora_key, lora_parameters
 from fastslm.model.modeling import FastSLMForConditionalGeneration as Model
 from fastslm.model.processing import FastSLMProcessor
-from fastslm.model.whisper_reader import FRAMES_PER_TOKEN, Unfolder, frames_at_rate
+from fastslm.model.whisper_decoder import FRAMES_PER_TOKEN, Unfolder, frames_at_rate
 
 FORMER = {"head_size": 32, "stage_tokens": [8, 8, 8], "final_tokens": 5}
 WIDTH, PLACES = 64, 5
@@ -35,7 +34,7 @@ WIDTH, PLACES = 64, 5
 @pytest.fixture(scope="module")
 def whisper_folder(base_folders: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny Whisper with a tokenizer, and weights so large that what it hears decides what it writes."""
-    folder = tmp_path_factory.mktemp("reader") / "whisper"
+    folder = tmp_path_factory.mktemp("decoder") / "whisper"
     torch.manual_seed(1)
     whisper = WhisperForConditionalGeneration.from_pretrained(base_folders[0])
     with torch.no_grad():
@@ -48,7 +47,7 @@ def whisper_folder(base_folders: tuple[Path, ...], tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="module")
 def make(base_folders: tuple[Path, ...], whisper_folder: Path) -> Any:
-    """`make(**config)`: a model with a reader, woken where it starts as the identity, in evaluation mode."""
+    """`make(**config)`: a model with Whisper's decoder, woken where it starts as the identity, in evaluation mode."""
 
     def build(**config: Any) -> Any:
         encoder, text_model = base_folders[0], base_folders[1]
@@ -59,11 +58,11 @@ def make(base_folders: tuple[Path, ...], whisper_folder: Path) -> Any:
             text_model,
             tokenizer=processor.tokenizer,
             hfq_config=FORMER,
-            **{"lora_rank": 2, "reader_base": str(whisper_folder), "reader_layers": 1, **config},
+            **{"lora_rank": 2, "base_decoder": str(whisper_folder), "unfolder_layers": 1, **config},
         )
-        assert model.reader is not None
+        assert model.whisper_decoder is not None
         with torch.no_grad():
-            for name, parameter in model.reader.unfold.named_parameters():
+            for name, parameter in model.whisper_decoder.unfold.named_parameters():
                 if name == "place" or "contract" in name:
                     parameter.normal_(0.0, 0.3)
         return model.eval()
@@ -72,10 +71,8 @@ def make(base_folders: tuple[Path, ...], whisper_folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def model(make: Any, base_folders: tuple[Path, ...]) -> Any:
+def model(make: Any) -> Any:
     return make(
-        heard_words=True,
-        words_base=str(base_folders[1]),
         ctc_head=True,
         ctc_reads="frames",
         ctc_hidden_size=16,
@@ -89,14 +86,7 @@ def some_tokens(windows: int = 3, seed: int = 0) -> torch.Tensor:
 
 @torch.no_grad()
 def test_each_token_becomes_its_own_twelve_frames_in_order() -> None:
-    from transformers import WhisperConfig
-
-    from fastslm.model.configuration import FastSLMConfig, HFQFormerConfig
-
-    config = FastSLMConfig(
-        audio_config=WhisperConfig(d_model=WIDTH), hfq_config=HFQFormerConfig(hidden_size=WIDTH, **FORMER)
-    )
-    unfold = Unfolder(config)
+    unfold = Unfolder(HFQFormerConfig(hidden_size=WIDTH, **FORMER), 1)
     torch.nn.init.normal_(unfold.place)
     tokens = some_tokens(2)
     frames = unfold(tokens)
@@ -120,18 +110,18 @@ def test_frames_at_another_rate_lie_on_the_line_between_their_neighbours(length:
 @torch.no_grad()
 def test_teacher_forced_scores_are_those_of_whisper_over_the_same_frames(model: Any, whisper_folder: Path) -> None:
     whisper = WhisperForConditionalGeneration.from_pretrained(whisper_folder).eval()
-    frames = model.reader.unfold(some_tokens())
+    frames = model.whisper_decoder.unfold(some_tokens())
     ids = torch.randint(3, 99, (3, 9), generator=torch.Generator().manual_seed(1))
     theirs = whisper(encoder_outputs=(frames,), decoder_input_ids=ids).logits
-    torch.testing.assert_close(model.reader.scores(frames, ids), theirs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.whisper_decoder.scores(frames, ids), theirs, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
 def test_it_reads_what_whisper_writes_greedily_over_the_same_frames(model: Any, whisper_folder: Path) -> None:
     whisper: Any = WhisperForConditionalGeneration.from_pretrained(whisper_folder).eval()
-    frames = model.reader.unfold(some_tokens(8))
-    start = torch.tensor([model.reader.start]).expand(8, -1)
-    assert model.reader.start == [1, 3]
+    frames = model.whisper_decoder.unfold(some_tokens(8))
+    start = torch.tensor([model.whisper_decoder.start]).expand(8, -1)
+    assert model.whisper_decoder.start == [1, 3]
     theirs: Any = GenerationMixin.generate(
         whisper,
         decoder_input_ids=start,
@@ -140,11 +130,11 @@ def test_it_reads_what_whisper_writes_greedily_over_the_same_frames(model: Any, 
         do_sample=False,
         pad_token_id=END,
     )
-    found = model.reader.read(some_tokens(8), 40)
+    found = model.whisper_decoder.read(some_tokens(8), 40)
     for row, read in zip(theirs[:, 2:].tolist(), found, strict=True):
         assert list(read.ids) == (row[: row.index(END)] if END in row else row)
         assert read.complete == (END in row)
-        assert read.text == model.reader.tokenizer.decode(read.ids, skip_special_tokens=True).strip()
+        assert read.text == model.whisper_decoder.tokenizer.decode(read.ids, skip_special_tokens=True).strip()
     assert {read.complete for read in found} == {True, False}, "the test shows one of the two ends only"
 
 
@@ -153,14 +143,14 @@ def test_it_reads_what_whisper_writes_greedily_over_the_same_frames(model: Any, 
 def test_it_reads_what_generate_writes_with_what_holds_against_loops(
     staying: float, model: Any, whisper_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(whisper_reader, "STAYING", staying)
+    monkeypatch.setattr(whisper_decoder, "STAYING", staying)
     suppressed = ([40, 41, 42], [50, END])
-    monkeypatch.setitem(vars(model.reader), "_suppressed", suppressed)
+    monkeypatch.setitem(vars(model.whisper_decoder), "_suppressed", suppressed)
     whisper: Any = WhisperForConditionalGeneration.from_pretrained(whisper_folder).eval()
-    frames = model.reader.unfold(some_tokens(8, seed=4))
+    frames = model.whisper_decoder.unfold(some_tokens(8, seed=4))
     theirs: Any = GenerationMixin.generate(
         whisper,
-        decoder_input_ids=torch.tensor([model.reader.start]).expand(8, -1),
+        decoder_input_ids=torch.tensor([model.whisper_decoder.start]).expand(8, -1),
         encoder_outputs=BaseModelOutput(last_hidden_state=frames),  # type: ignore[arg-type]
         max_new_tokens=40,
         do_sample=False,
@@ -171,7 +161,7 @@ def test_it_reads_what_generate_writes_with_what_holds_against_loops(
         begin_suppress_tokens=suppressed[1],
     )
     against = [RepetitionPenaltyLogitsProcessor(1.2), NoRepeatNGramLogitsProcessor(3)]
-    found = model.reader.read_frames(frames, 40, processors=against)
+    found = model.whisper_decoder.read_frames(frames, 40, processors=against)
     rows = [row[: row.index(END)] if END in row else row for row in theirs[:, 2:].tolist()]
     assert [list(read.ids) for read in found] == rows
     assert len({len(row) for row in rows}) > 1, "all rows end together, so none leaves the batch before the others"
@@ -180,89 +170,22 @@ def test_it_reads_what_generate_writes_with_what_holds_against_loops(
 def test_a_multilingual_decoder_is_told_language_and_task(make: Any, whisper_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "whisper"
     shutil.copytree(whisper_folder, folder)
-    reader = make(reader_base=str(add_reader_tokenizer(folder, is_multilingual=True))).reader
-    names = reader.tokenizer.convert_ids_to_tokens(reader.start)
+    decoder = make(base_decoder=str(add_reader_tokenizer(folder, is_multilingual=True))).whisper_decoder
+    names = decoder.tokenizer.convert_ids_to_tokens(decoder.start)
     assert names == ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
 
 
 def test_rows_of_a_batch_read_as_they_read_alone(model: Any) -> None:
     tokens = some_tokens(6, seed=2)
-    together = model.reader.read(tokens, 25)
-    assert [model.reader.read(tokens[row : row + 1], 25)[0] for row in range(6)] == together
+    together = model.whisper_decoder.read(tokens, 25)
+    assert [model.whisper_decoder.read(tokens[row : row + 1], 25)[0] for row in range(6)] == together
     assert len({read.text for read in together}) > 1, "all rows say the same, so the test says nothing"
 
 
 def test_no_more_is_written_than_was_allowed_nor_than_the_decoder_has_positions(model: Any) -> None:
-    assert all(len(read.ids) <= 3 for read in model.reader.read(some_tokens(), 3))
-    limit = model.reader.decoder.config.max_target_positions - 2
-    assert all(len(read.ids) <= limit for read in model.reader.read(some_tokens(1), 10_000))
-
-
-@given(st.lists(st.integers(0, 9999), max_size=150), st.integers(1, 60))
-def test_folding_keeps_every_id_in_order_and_shares_them_out_evenly(ids: list[int], places: int) -> None:
-    parts = fold(ids, places)
-    assert [one for part in parts for one in part] == ids
-    assert len(parts) == places
-    sizes = [len(part) for part in parts]
-    assert max(sizes) - min(sizes) <= 1
-    assert sizes == sorted(sizes, reverse=True)
-
-
-@torch.no_grad()
-def test_heard_words_are_their_embeddings_in_their_places_each_weaker_than_the_one_before(model: Any) -> None:
-    weight = model.get_input_embeddings().weight
-    words = model.heard_words
-    short, long = words.tokenizer.encode("cat"), words.tokenizer.encode("eight le")
-    found = words.embed(["cat", "", "eight le"], model.get_input_embeddings())
-    assert found.shape == (3, PLACES, weight.shape[1])
-    torch.testing.assert_close(found[0, :3], weight[short])
-    assert not found[0, 3:].any()
-    assert not found[1].any()
-    for place in range(3):
-        torch.testing.assert_close(found[2, place], weight[long[2 * place]] + FADING * weight[long[2 * place + 1]])
-    torch.testing.assert_close(found[2, 3:], weight[long[6:]])
-
-
-@torch.no_grad()
-def test_the_projection_adds_the_words_that_the_reader_hears(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = some_tokens(4).view(2, 2, PLACES, WIDTH)
-    plain = model.projector(tokens)
-    windows = tokens.flatten(0, 1)
-    # The second and the fourth window hold no letter, so nothing that the reader could invent for them is added.
-    heard = torch.full((4, 1, 1), BLANK)
-    heard[::2] = ctc_ids("a")[0]
-    monkeypatch.setattr(model, "letters", lambda _: torch.nn.functional.one_hot(heard[..., 0], 29).float())
-    texts = model.heard_words.texts(windows, [True, False, True, False])
-    assert texts[0]
-    assert texts[1] == texts[3] == ""
-    expected = model.heard_words.embed(texts, model.get_input_embeddings()).view(plain.shape)
-    torch.testing.assert_close(model.project(tokens) - plain, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_heard_text_that_loops_ends_there_without_its_copies(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = model.reader
-    phrase = reader.tokenizer.encode("cat", add_special_tokens=False)
-    once = [*phrase, reader.tokenizer.eos_token_id]
-    rows: list[int] = []
-
-    def written(hidden: torch.Tensor) -> torch.Tensor:
-        step = len(rows)
-        rows.append(len(hidden))
-        # The first window's text goes on for ever, the second's ends.
-        wanted = torch.tensor([phrase[step % len(phrase)], once[min(step, len(phrase))]])
-        return torch.nn.functional.one_hot(wanted[: len(hidden)], reader.decoder.config.vocab_size).float()
-
-    monkeypatch.setattr(reader, "next_scores", written)
-    assert model.heard_words.texts(some_tokens(2), [True, True]) == ["cat", "cat"]
-    assert rows[: len(once)] == [2] * len(once)
-    assert len(once) < len(rows) < 2 * LOOP_TOKENS
-
-
-def test_without_heard_words_the_projection_is_linear_and_asks_no_reader(make: Any) -> None:
-    plain = make()
-    plain.reader = None
-    tokens = some_tokens()
-    assert torch.equal(plain.project(tokens), plain.projector(tokens))
+    assert all(len(read.ids) <= 3 for read in model.whisper_decoder.read(some_tokens(), 3))
+    limit = model.whisper_decoder.decoder.config.max_target_positions - 2
+    assert all(len(read.ids) <= limit for read in model.whisper_decoder.read(some_tokens(1), 10_000))
 
 
 @torch.no_grad()
@@ -271,7 +194,7 @@ def test_letters_come_from_the_frames_or_from_the_tokens_as_the_configuration_sa
     tokens = some_tokens(2)
     steps = PLACES * FRAMES_PER_TOKEN * FrameCTCHead.STEPS_PER_FRAME
     assert model.letters(tokens).shape == (2, steps, 29)
-    assert torch.equal(model.letters(tokens), model.ctc_head(model.reader.unfold(tokens)))
+    assert torch.equal(model.letters(tokens), model.ctc_head(model.whisper_decoder.unfold(tokens)))
     torch.testing.assert_close(model.letters(tokens).exp().sum(-1), torch.ones(2, steps))
     other = make(ctc_head=True, ctc_hidden_size=16, ctc_layers=1, ctc_steps_per_token=4)
     assert isinstance(other.ctc_head, CTCHead)
@@ -281,9 +204,9 @@ def test_letters_come_from_the_frames_or_from_the_tokens_as_the_configuration_sa
 
 
 @torch.no_grad()
-def test_the_frame_heads_two_steps_of_a_frame_follow_one_another(model: Any) -> None:
+def test_the_frame_heads_two_steps_of_a_frame_follow_one_another() -> None:
     # With nothing in the head but the last map, of which each step of a frame has its own rows.
-    head = FrameCTCHead(model.config).eval()
+    head = FrameCTCHead(WIDTH, 16, 1).eval()
     for parameter in head.parameters():
         parameter.zero_()
     classes = head.out.out_features // 2
@@ -293,7 +216,7 @@ def test_the_frame_heads_two_steps_of_a_frame_follow_one_another(model: Any) -> 
 
 
 @pytest.mark.parametrize("form", ["whole", "trained"])
-def test_a_model_with_a_reader_comes_back_bit_for_bit(form: str, model: Any, tmp_path: Path) -> None:
+def test_a_model_with_whispers_decoder_comes_back_bit_for_bit(form: str, model: Any, tmp_path: Path) -> None:
     (model.save_pretrained if form == "whole" else model.save_trained)(tmp_path / form)
     loaded = Model.from_pretrained(tmp_path / form)
     left, right = model.state_dict(), loaded.state_dict()
@@ -305,7 +228,7 @@ def test_a_model_with_a_reader_comes_back_bit_for_bit(form: str, model: Any, tmp
     assert not any(name.startswith("reader.decoder") for name in names[1])
     assert any(name.startswith("reader.unfold") for name in names[1])
     tokens = some_tokens()
-    assert loaded.reader.read(tokens, 15) == model.reader.read(tokens, 15)
+    assert loaded.whisper_decoder.read(tokens, 15) == model.whisper_decoder.read(tokens, 15)
     assert torch.equal(loaded.letters(tokens), model.letters(tokens))
     with torch.no_grad():
         assert torch.equal(loaded.project(tokens), model.project(tokens))
@@ -317,16 +240,16 @@ def test_the_trained_part_holds_the_unfolder_and_not_the_decoder(model: Any, tmp
     model.save_trained(tmp_path / "trained")
     with safe_open(tmp_path / "trained" / "model.safetensors", "pt") as file:
         keys = [key for key in file.keys() if key.startswith("reader.")]  # noqa: SIM118
-    assert sorted(keys) == sorted(f"reader.unfold.{key}" for key in model.reader.unfold.state_dict())
+    assert sorted(keys) == sorted(f"reader.unfold.{key}" for key in model.whisper_decoder.unfold.state_dict())
 
 
 def test_the_decoder_is_that_of_its_folder_and_stays_in_evaluation_mode(model: Any, whisper_folder: Path) -> None:
     whisper = WhisperForConditionalGeneration.from_pretrained(whisper_folder)
     for key, value in whisper.model.decoder.state_dict().items():
-        assert torch.equal(value, model.reader.decoder.state_dict()[key])
+        assert torch.equal(value, model.whisper_decoder.decoder.state_dict()[key])
     model.train()
-    assert model.reader.unfold.training
-    assert not model.reader.decoder.training
+    assert model.whisper_decoder.unfold.training
+    assert not model.whisper_decoder.decoder.training
     model.eval()
 
 
@@ -337,7 +260,7 @@ def test_a_decoder_of_another_size_is_refused_in_one_sentence(make: Any, whisper
     config.decoder_layers = 2
     WhisperForConditionalGeneration(config).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"has decoder_layers 2, but .* says 1: name the decoder") as caught:
-        make(reader_base=str(tmp_path))
+        make(base_decoder=str(tmp_path))
     assert str(caught.value).count(". ") == 0
 
 
@@ -355,26 +278,28 @@ def test_a_whisper_without_a_decoder_is_refused(whisper_folder: Path, tmp_path: 
 @pytest.fixture
 def adapted(make: Any) -> Any:
     """A model whose decoder has LoRA that changes what it writes."""
-    model = make(reader_lora_rank=3, reader_lora_alpha=6)
+    model = make(decoder_lora_rank=3, decoder_lora_alpha=6)
     with torch.no_grad():
-        for parameter in lora_parameters(model.reader.decoder):
+        for parameter in lora_parameters(model.whisper_decoder.decoder):
             parameter.normal_(0.0, 0.3)
     return model
 
 
 @torch.no_grad()
 def test_lora_of_the_decoder_starts_as_the_decoder_and_changes_it_once_it_is_trained(make: Any, adapted: Any) -> None:
-    plain, started = make(), make(reader_lora_rank=3)
-    frames, ids = plain.reader.unfold(some_tokens()), torch.tensor([[1, 3, 40, 41]]).expand(3, -1)
-    assert torch.equal(started.reader.scores(frames, ids), plain.reader.scores(frames, ids))
-    assert not torch.allclose(adapted.reader.scores(frames, ids), plain.reader.scores(frames, ids), atol=0.1)
+    plain, started = make(), make(decoder_lora_rank=3)
+    frames, ids = plain.whisper_decoder.unfold(some_tokens()), torch.tensor([[1, 3, 40, 41]]).expand(3, -1)
+    assert torch.equal(started.whisper_decoder.scores(frames, ids), plain.whisper_decoder.scores(frames, ids))
+    assert not torch.allclose(
+        adapted.whisper_decoder.scores(frames, ids), plain.whisper_decoder.scores(frames, ids), atol=0.1
+    )
     # Of the language model's LoRA nothing changes.
     assert len(lora_parameters(started.language_model)) == len(lora_parameters(plain.language_model))
 
 
 def test_only_lora_of_the_decoder_takes_a_gradient(adapted: Any) -> None:
-    trains = {name for name, parameter in adapted.reader.decoder.named_parameters() if parameter.requires_grad}
-    assert len(trains) == len(lora_parameters(adapted.reader.decoder)) > 0
+    trains = {name for name, parameter in adapted.whisper_decoder.decoder.named_parameters() if parameter.requires_grad}
+    assert len(trains) == len(lora_parameters(adapted.whisper_decoder.decoder)) > 0
     assert all(is_lora_key(f".{name}") for name in trains)
 
 
@@ -382,28 +307,27 @@ def test_only_lora_of_the_decoder_takes_a_gradient(adapted: Any) -> None:
 def test_merged_it_reads_the_same_and_its_trained_part_is_no_longer_saved_alone(adapted: Any, tmp_path: Path) -> None:
     adapted.save_trained(tmp_path / "trained")
     loaded = Model.from_pretrained(tmp_path / "trained")
-    frames, ids = adapted.reader.unfold(some_tokens()), torch.tensor([[1, 3, 40, 41]]).expand(3, -1)
-    before = adapted.reader.scores(frames, ids)
-    assert torch.equal(loaded.reader.scores(frames, ids), before)
-    loaded.merge_reader_lora()
-    assert not lora_parameters(loaded.reader.decoder)
-    torch.testing.assert_close(loaded.reader.scores(frames, ids), before, rtol=1e-4, atol=1e-4)
+    frames, ids = adapted.whisper_decoder.unfold(some_tokens()), torch.tensor([[1, 3, 40, 41]]).expand(3, -1)
+    before = adapted.whisper_decoder.scores(frames, ids)
+    assert torch.equal(loaded.whisper_decoder.scores(frames, ids), before)
+    loaded.merge_decoder_lora()
+    assert not lora_parameters(loaded.whisper_decoder.decoder)
+    torch.testing.assert_close(loaded.whisper_decoder.scores(frames, ids), before, rtol=1e-4, atol=1e-4)
     with pytest.raises(CheckpointError, match="was merged into it"):
         loaded.save_trained(tmp_path / "again")
     loaded.save_pretrained(tmp_path / "whole")
     whole = Model.from_pretrained(tmp_path / "whole")
-    assert torch.equal(whole.reader.scores(frames, ids), loaded.reader.scores(frames, ids))
+    assert torch.equal(whole.whisper_decoder.scores(frames, ids), loaded.whisper_decoder.scores(frames, ids))
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"reader_lora_rank": 4}, "reader_lora_rank needs reader_base"),
+        ({"decoder_lora_rank": 4}, "decoder_lora_rank needs Whisper's decoder"),
         ({"ctc_reads": "words"}, "ctc_reads is 'words'"),
-        ({"heard_words": True}, "heard_words needs reader_base"),
-        ({"heard_words": True, "reader_base": "whisper"}, "words_base, which cuts them"),
-        ({"ctc_head": True, "ctc_reads": "frames"}, "needs reader_base"),
-        ({"transcript_reader": "whisper"}, "transcript_reader 'whisper' needs reader_base"),
+        ({"capabilities": {"via": "transcript"}}, "via 'transcript' needs .* give base_decoder"),
+        ({"ctc_head": True, "ctc_reads": "frames"}, "ctc_reads 'frames' needs"),
+        ({"capabilities": {"decoder": "whisper"}}, "decoder 'whisper' needs"),
     ],
 )
 def test_switches_that_do_not_fit_together_are_refused(make_config: Any, changes: dict[str, Any], said: str) -> None:
@@ -412,15 +336,15 @@ def test_switches_that_do_not_fit_together_are_refused(make_config: Any, changes
 
 
 @torch.no_grad()
-def test_in_half_precision_the_unfolder_stays_in_single_and_both_readers_read_it(model: Any, tmp_path: Path) -> None:
+def test_in_half_precision_the_unfolder_stays_in_single_and_both_decoders_read_it(model: Any, tmp_path: Path) -> None:
     model.save_trained(tmp_path / "trained")
     model.save_pretrained(tmp_path / "whole")
     for folder in ("trained", "whole"):
         half = Model.from_pretrained(tmp_path / folder, dtype=torch.bfloat16)
-        assert {p.dtype for p in half.reader.unfold.parameters()} == {torch.float32}
-        assert {p.dtype for p in half.reader.decoder.parameters()} == {torch.bfloat16}
+        assert {p.dtype for p in half.whisper_decoder.unfold.parameters()} == {torch.float32}
+        assert {p.dtype for p in half.whisper_decoder.decoder.parameters()} == {torch.bfloat16}
         tokens = some_tokens().bfloat16()
-        assert len(half.reader.read(tokens, 5)) == 3
+        assert len(half.whisper_decoder.read(tokens, 5)) == 3
         # Rounded are the head alone and what it reads: steps of 2⁻⁸ of numbers of this size.
         difference = (half.letters(tokens).float() - model.letters(tokens.float())).abs().max()
         assert difference < 0.1

@@ -5,13 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import WhisperConfig
 
 from fastslm.errors import RecipeError
-from fastslm.model.configuration import FastSLMConfig, HFQFormerConfig
+from fastslm.model.configuration import HFQFormerConfig
 from fastslm.model.hfq_former import HFQFormer
 from fastslm.model.starts import start_hfq_former
-from fastslm.model.whisper_reader import FRAMES_PER_TOKEN, Unfolder
+from fastslm.model.whisper_decoder import FRAMES_PER_TOKEN, Unfolder
 from fastslm.training import frame_start
 from fastslm.training.frame_start import _components, _folding, start_from_frames
 from fastslm.training.reading import frame_distance
@@ -34,12 +33,9 @@ def parts(**changes: Any) -> tuple[HFQFormer, Unfolder]:
     }
     torch.manual_seed(0)
     hfq = HFQFormerConfig(**{**sizes, **changes})
-    config = FastSLMConfig(
-        audio_config=WhisperConfig(d_model=WIDTH, max_source_positions=FRAMES), hfq_config=hfq, reader_layers=1
-    )
     former = HFQFormer(hfq)
     start_hfq_former(former)
-    return former, Unfolder(config)
+    return former, Unfolder(hfq, 1)
 
 
 def slow_frames(windows: int, seed: int = 0) -> torch.Tensor:

@@ -84,7 +84,7 @@ def slow_loss(tuning: InstructionTuning, row: Clip) -> torch.Tensor:
     """Summed cross-entropy of a row's answer and its end, one token after another, without padding or labels."""
     model, tokenizer = tuning.model, tuning.tokenizer
     answer = [*tokenizer.encode(row.answer or "", add_special_tokens=False), tokenizer.eos_token_id]
-    words = model.heard_words.embed(window_texts(row), model.get_input_embeddings())
+    words = tuning.cascade.embed(window_texts(row))
     total = torch.zeros(())
     for index, token in enumerate(answer):
         ids = torch.tensor([[*tuning.prompt(row), *answer[:index]]])
@@ -135,9 +135,9 @@ def test_the_words_decide_the_loss_and_the_projection_adds_nothing_to_them(tunin
     assert losses[0] != losses[1]
     # What is taught is what a recording with these words gives, whatever its tokens are.
     tokens = torch.randn(1, 50, 64)
-    heard = tuning.model.heard_words
+    heard = tuning.cascade
     heard.texts = lambda windows, spoken: [row.text] * len(windows)
-    assert torch.equal(tuning.model.project(tokens), tuning.words([row]))
+    assert torch.equal(heard.embeddings(tokens), tuning.words([row]))
 
 
 @torch.no_grad()
@@ -150,9 +150,9 @@ def test_a_long_rows_words_lie_in_the_places_of_their_own_windows_as_where_a_rec
     assert found.shape[:2] == (4, 50)
     assert torch.equal(found[0], tuning.words([clips()[0]])[0])
     assert not found[2].any()
-    heard = tuning.model.heard_words
+    heard = tuning.cascade
     heard.texts = lambda windows, spoken: window_texts(row)[: len(windows)]
-    assert torch.equal(tuning.model.project(torch.randn(3, 50, 64)), found[1:])
+    assert torch.equal(heard.embeddings(torch.randn(3, 50, 64)), found[1:])
     places = tuning.prompt(row).count(tuning.model.config.audio_token_id)
     assert places == 3 * 50
 

@@ -41,7 +41,7 @@ def plan(
     reasons = (f"{chosen_device}{device_reason}", f"{name}{dtype_reason}")
     encoder_dtype, encoder_reason = choose_encoder_dtype(dtype, chosen_device)
     if encoder_dtype is not None:
-        own = "the encoder" if empty.reader is None else "Whisper's parts"
+        own = "the encoder" if empty.whisper_decoder is None else "Whisper's parts"
         reasons += (f"{own} in {str(encoder_dtype).removeprefix('torch.')} ({encoder_reason})",)
 
     def tell(file: Path) -> None:

@@ -27,9 +27,9 @@ def token_fingerprint(model: FastSLMForConditionalGeneration) -> str:
 def model_fingerprint(model: FastSLMForConditionalGeneration) -> str:
     """Of everything that was trained, and of the speech tokens: what a measured figure belongs to."""
     trained = [(name, tensor) for name, tensor in model.state_dict().items() if is_trained_key(name)]
-    if model.reader is not None:
+    if model.whisper_decoder is not None:
         # Its LoRA may have been merged.
-        trained += [(f"decoder.{name}", tensor) for name, tensor in model.reader.decoder.named_parameters()]
+        trained += [(f"decoder.{name}", tensor) for name, tensor in model.whisper_decoder.decoder.named_parameters()]
     return _digest([token_fingerprint(model), model.config.base_text_model], trained)
 
 

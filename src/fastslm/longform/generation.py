@@ -9,6 +9,7 @@ import torch
 from transformers import StoppingCriteriaList
 
 from fastslm.errors import OptionError
+from fastslm.inference.cascade import speech_embeddings
 from fastslm.longform.numeric_options import is_whole
 from fastslm.longform.results import FinishReason
 from fastslm.model.loops import RowsDone
@@ -68,21 +69,22 @@ def caveats(model: FastSLMForConditionalGeneration, task: str, language: str | N
     Args:
         language: what is translated into, as a code or an English name.
     """
-    if not model.config.llm_reads_speech:
+    able = model.config.capabilities
+    if able.tasks == ():
         return [DOES_NOT_READ]
-    if model.config.llm_tasks is not None and task not in model.config.llm_tasks:
+    if able.tasks is not None and task not in able.tasks:
         return [
             f"The language model of this checkpoint has not learnt to {task}, only to "
-            f"{', '.join(model.config.llm_tasks)}: trust only the transcript."
+            f"{', '.join(able.tasks)}: trust only the transcript."
         ]
-    learnt = model.config.translates_into
+    learnt = able.translates_into
     if task == "translate" and learnt is not None and language_code(language or DEFAULT_LANGUAGE) not in learnt:
         names = ", ".join(map(language_name, learnt))
         return [
             f"The language model of this checkpoint has learnt to translate into {names} alone, not into "
             f"{language_name(language or DEFAULT_LANGUAGE)}: do not trust this text."
         ]
-    if taught_with := (model.config.taught_with or {}).get(task):
+    if taught_with := (able.taught_with or {}).get(task):
         return [
             f"The language model of this checkpoint has learnt to {task} from {taught_with} alone: of other speech "
             "trust only the transcript."
@@ -131,7 +133,7 @@ def generate(
     rows, windows = tokens.shape[:2]
     ids = prompt_ids(processor, prompt, [windows]).to(model.device)
     check_context(model, ids.shape[1], windows, max(budgets))
-    speech = model.project(tokens.to(model.device)).flatten(0, 2)
+    speech = speech_embeddings(model, processor, tokens.to(model.device)).flatten(0, 2)
     return write(model, processor, ids.expand(rows, -1).contiguous(), budgets, decoding, speech_tokens=speech)
 
 

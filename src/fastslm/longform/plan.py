@@ -145,7 +145,7 @@ def plan(
     weights = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     if encoder_dtype not in (None, dtype):
         # Copies of their own.
-        for part in (model.encoder, None if model.reader is None else model.reader.decoder):
+        for part in (model.encoder, None if model.whisper_decoder is None else model.whisper_decoder.decoder):
             weights += sum(own.numel() for own in part.parameters()) * encoder_dtype.itemsize if part is not None else 0
         weights += narrow_bytes(model.hfq_former, encoder_dtype, dtype)
     device = device or str(model.device)
@@ -153,7 +153,7 @@ def plan(
     group = group_bytes(model, group_windows, encoder_dtype or dtype)
     context = context_length(model)
     room = None if context is None else max(0, context - OTHER_POSITIONS) // tokens
-    for task, taught in (config.taught_seconds or {}).items():
+    for task, taught in (config.capabilities.taught_seconds or {}).items():
         reasons += (f"{task}: parts of {clock(taught)} of what is longer (the model was taught no longer recordings)",)
     prompt = None if windows is None else (windows if room is None else min(windows, room)) * tokens + OTHER_POSITIONS
     return Plan(

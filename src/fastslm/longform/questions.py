@@ -11,6 +11,7 @@ import torch
 
 from fastslm.audio import WINDOW_SECONDS
 from fastslm.errors import OptionError
+from fastslm.inference.cascade import is_cascade
 from fastslm.longform.generation import (
     Decoding,
     Generated,
@@ -50,7 +51,7 @@ class AnswerOptions:
             needs, `ANSWER_TOKENS` for an answer, and for a summary a little more the longer the recording is.
         method: `whole`, all of it in one prompt; `map_reduce`, span by span, and one answer made of the spans' (of
             translations, one after another); `auto`, the first where the language model has the positions for it and
-            was taught as long recordings (`FastSLMConfig.taught_seconds`), or where a prefix_file keeps the prompt.
+            was taught as long recordings (`Capabilities.taught_seconds`), or where a prefix_file keeps the prompt.
         span_seconds: of a span at most, by `map_reduce`; `None` is as much as the language model has positions for
             and was taught.
         rope_scaling: factor by which the language model's positions are stretched (YaRN); `None` leaves them.
@@ -230,7 +231,7 @@ class Answerer:
 
     def _taught(self, task: str) -> int | None:
         """Windows of the longest recording that answers were taught from, `None` for any number."""
-        seconds = (self.model.config.taught_seconds or {}).get(task)
+        seconds = (self.model.config.capabilities.taught_seconds or {}).get(task)
         return None if seconds is None else int(seconds // WINDOW_SECONDS)
 
     def _map_reduce(
@@ -344,7 +345,7 @@ class Answerer:
 
 def reader_of_answers(model: FastSLMForConditionalGeneration) -> str:
     """What reads the speech tokens where the language model answers, as results name it."""
-    return "llm" if model.heard_words is None else "llm, words heard by whisper"
+    return "llm, words heard by whisper" if is_cascade(model) else "llm"
 
 
 def _mapped(task: str, prompt_options: dict[str, Any]) -> dict[str, Any]:

@@ -164,7 +164,7 @@ class WhisperDecoderReader:
     @staticmethod
     def lacking(model: FastSLMForConditionalGeneration) -> str | None:
         """As `WindowReader`."""
-        if model.reader is None:
+        if model.whisper_decoder is None:
             return "The model has no unfolder for Whisper's decoder to read with: choose the reader ctc or llm."
         return None
 
@@ -186,9 +186,9 @@ class WhisperDecoderReader:
         Args:
             no_speech: `skip`, a window in which the CTC head hears not a letter is silent and costs no decoding.
         """
-        reader, head = self.model.reader, self.model.ctc_head
-        assert reader is not None
-        frames = reader.unfolded(tokens)
+        decoder, head = self.model.whisper_decoder, self.model.ctc_head
+        assert decoder is not None
+        frames = decoder.unfolded(tokens)
         letters = None
         if head is not None:
             reads_frames = self.model.config.ctc_reads == "frames"
@@ -200,8 +200,8 @@ class WhisperDecoderReader:
         found = [SILENT] * len(tokens)
         if not rows:
             return found
-        done = RowsDone(len(reader.start), [budgets[row] for row in rows], decoding.stop_at_loop)
-        written = reader.read_frames(frames[rows], max(done.lengths), done, _processors(decoding))
+        done = RowsDone(len(decoder.start), [budgets[row] for row in rows], decoding.stop_at_loop)
+        written = decoder.read_frames(frames[rows], max(done.lengths), done, _processors(decoding))
         texts = [self.text_of(own.ids[:length]) for own, length in zip(written, done.lengths, strict=True)]
         words: list[list[Word]] = [[] for _ in texts]
         if letters is not None:
@@ -214,8 +214,8 @@ class WhisperDecoderReader:
 
     def text_of(self, ids: Sequence[int]) -> str:
         """As `WindowReader`."""
-        assert self.model.reader is not None
-        return self.model.reader.text_of(ids)
+        assert self.model.whisper_decoder is not None
+        return self.model.whisper_decoder.text_of(ids)
 
 
 def hears_letters(log_probs: torch.Tensor, seconds: Sequence[float]) -> list[int]:
@@ -354,7 +354,7 @@ def reader_named(name: str, model: FastSLMForConditionalGeneration) -> type[Wind
         hint = f", did you mean {near[0]!r}" if near else ""
         raise OptionError(f"There is no reader {name!r}{hint}: choose one of {', '.join(known)}.")
     if name == "auto":
-        name = model.config.transcript_reader or ("llm" if CTCReader.lacking(model) else "ctc")
+        name = model.config.capabilities.decoder or ("llm" if CTCReader.lacking(model) else "ctc")
     reader = READERS[name]
     if lacking := reader.lacking(model):
         raise OptionError(lacking)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from fastslm.inference.cascade import speech_embeddings
 from fastslm.longform.fingerprint import model_fingerprint
 from fastslm.longform.generation import prompt_ids
 from fastslm.longform.prefix_cache import Prefix, PrefixCache, load_prefix, prefill, prefix_digest, save_prefix
@@ -56,7 +57,7 @@ class RecordingPrefixes:
             FastSLMError: it cannot be written.
         """
         head, _ = self.processor.split_prompt(prompt)
-        facts = (self.fingerprint, self.model.projector.weight.dtype, rope_scaling)
+        facts = (self.fingerprint, next(self.model.projector.parameters()).dtype, rope_scaling)
         digest = prefix_digest(facts, head, tokens)
         prefix = self.cache.get(digest)
         if prefix is None and file is not None and file.exists():
@@ -76,5 +77,6 @@ class RecordingPrefixes:
 
     @torch.inference_mode()
     def heard(self, tokens: Sequence[torch.Tensor]) -> torch.Tensor:
-        """What the language model reads of recordings, (places, text hidden); hearing their words takes seconds."""
-        return torch.cat([self.model.project(own.to(self.model.device)).flatten(0, 1) for own in tokens])
+        """What the language model reads of recordings, (places, text hidden); a cascade takes seconds."""
+        embedded = (speech_embeddings(self.model, self.processor, own.to(self.model.device)) for own in tokens)
+        return torch.cat([own.flatten(0, 1) for own in embedded])

@@ -97,7 +97,7 @@ class TranscriptionOptions:
         return replace(
             self,
             no_speech=(self.no_speech or skip) if reader.writes_tokens else None,
-            language=_spoken(self.language, model.config.languages),
+            language=_spoken(self.language, model.config.capabilities.languages),
             reader=reader.name,  # type: ignore[arg-type]
             method=method,
             context_windows=context or (CONTEXT_WINDOWS if method == "context" else None),

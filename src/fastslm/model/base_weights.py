@@ -111,8 +111,8 @@ def check_base(config: FastSLMConfig, encoder: WhisperEncoder, text_model: Any) 
             )
 
 
-def check_reader(config: FastSLMConfig, decoder: WhisperDecoder) -> None:
-    """The decoder that reads must be as the encoder's configuration has it, which is all that a checkpoint keeps.
+def check_decoder(config: FastSLMConfig, decoder: WhisperDecoder) -> None:
+    """Whisper's decoder must be as the encoder's configuration has it, which is all that a checkpoint keeps.
 
     Raises:
         CheckpointError: another size.
@@ -121,7 +121,7 @@ def check_reader(config: FastSLMConfig, decoder: WhisperDecoder) -> None:
         wanted, found = getattr(config.audio_config, what), getattr(decoder.config, what)
         if wanted != found:
             raise CheckpointError(
-                f"The decoder of {config.reader_base} has {what} {found}, but the configuration of the encoder "
+                f"The decoder of {config.base_decoder} has {what} {found}, but the configuration of the encoder "
                 f"{config.base_encoder} says {wanted}: name the decoder that belongs to the encoder."
             )
 

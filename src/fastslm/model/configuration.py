@@ -1,18 +1,17 @@
 """Sizes and switches of a FastSLM. They travel with the weights, and nothing else holds a size."""
 
-import math
-from numbers import Real
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, WhisperConfig
 
-from fastslm.audio import WINDOW_SECONDS
+from fastslm.model.capabilities import Capabilities
+from fastslm.model.old_keys import take_old_keys
 from fastslm.prompts import PROMPT_LAYOUTS
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 MEL_MODES = ("window", "authors")
-TRANSCRIPT_READERS = ("ctc", "whisper", "llm")
-ANSWERING_TASKS = ("translate", "summarize", "ask")
+PROJECTORS = ("linear", "ctc_embeddings")
 # What the CTC head writes; index 0 is its blank.
 CTC_CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"
 
@@ -115,33 +114,28 @@ class FastSLMConfig(PreTrainedConfig):
         text_config: the configuration of any model that `AutoModelForCausalLM` knows.
         base_encoder, base_text_model: names of the frozen base weights (`fastslm weights list`), a folder or a Hub id;
             `None` where the checkpoint holds all weights itself.
+        projector: what makes the language model's embeddings of the tokens: `linear`, the paper's, or `ctc_embeddings`
+            (ours, `model/projectors.py`).
+        projector_config: sizes of a projector that is not linear.
         lora_rank, lora_alpha, lora_dropout, lora_targets: LoRA of the language model; rank 0 is none.
         mel_mode: `window`, each 30 s on its own (ours), or `authors`, one log-mel over the whole file.
         prompt_layout: `audio_first` (ours) or `task_first` (the authors').
         audio_token_id: the placeholder that speech tokens replace.
         added_embeddings: rows by which the text model's embedding outgrew the base's, because the tokenizer did.
-        ctc_head: whether the checkpoint carries a CTC head (ours, architecture.md "the tied start").
+        ctc_head: whether the checkpoint carries a CTC head (ours, `model/ctc_head.py`).
         ctc_hidden_size, ctc_layers, ctc_steps_per_token: sizes of that head.
         ctc_reads: `tokens`, in which each look has channels of its own (the tied start), or `frames`, what the unfolder
             makes of the tokens.
-        reader_base: the Whisper checkpoint whose decoder reads the speech tokens through an unfolder (ours,
-            `model/whisper_reader.py`); `None` is without.
-        reader_layers: blocks of that unfolder.
-        reader_lora_rank, reader_lora_alpha: LoRA of that decoder; rank 0 is none.
-        heard_words: whether the projection adds the embeddings of the words that Whisper's decoder reads in the tokens
-            (ours, `model/heard_words.py`); needs reader_base.
-        words_base: the base text model whose tokenizer cuts those words.
-        transcript_reader: what reads the speech tokens best, `ctc`, `whisper` or `llm`; `None`: the CTC head, if any.
-        llm_reads_speech: whether the language model has learnt to read speech tokens; where not, results say so.
-        llm_tasks: the tasks that it has learnt; `None` is all of them. Results of others say so.
-        translates_into: codes of the languages that it has learnt to translate into; `None` is all. Results in others
-            say so.
-        taught_with: of a task, what alone it was taught with, in words that end a sentence: "The language model has
-            learnt to translate from …". Its results say so.
-        taught_seconds: of `translate`, `summarize` and `ask` the longest recording that answers were taught from,
-            counted in windows of 30 s; longer ones are read in parts of that where nothing else is asked for. `None`,
-            or a task that is not in it, is any length that the language model has positions for.
-        languages: codes of what the model was trained to transcribe, the default first.
+        whisper_decoder: whether the checkpoint carries Whisper's decoder and its unfolder, which write transcripts from
+            the tokens (ours, `model/whisper_decoder.py`); given with `base_decoder`.
+        base_decoder: name of that decoder's frozen base weights, as `base_encoder`.
+        unfolder_layers: blocks of the unfolder.
+        decoder_lora_rank, decoder_lora_alpha: LoRA of Whisper's decoder; rank 0 is none.
+        capabilities: what the checkpoint has learnt (`Capabilities`, or a mapping of its attributes).
+        kwargs: transformers' own, and the keys of older configurations (`model/old_keys.py`).
+
+    Raises:
+        ValueError: sizes or switches that cannot be, or do not go together.
     """
 
     model_type = "fastslm"
@@ -154,6 +148,8 @@ class FastSLMConfig(PreTrainedConfig):
         text_config: PreTrainedConfig | dict | None = None,
         base_encoder: str | None = None,
         base_text_model: str | None = None,
+        projector: str = "linear",
+        projector_config: dict[str, Any] | None = None,
         lora_rank: int = 16,
         lora_alpha: int = 64,
         lora_dropout: float = 0.01,
@@ -167,21 +163,19 @@ class FastSLMConfig(PreTrainedConfig):
         ctc_layers: int = 4,
         ctc_steps_per_token: int = 24,
         ctc_reads: str = "tokens",
-        reader_base: str | None = None,
-        reader_layers: int = 3,
-        reader_lora_rank: int = 0,
-        reader_lora_alpha: int = 16,
-        heard_words: bool = False,
-        words_base: str | None = None,
-        transcript_reader: str | None = None,
-        llm_reads_speech: bool = False,
-        llm_tasks: list[str] | tuple[str, ...] | None = None,
-        translates_into: list[str] | tuple[str, ...] | None = None,
-        taught_with: dict[str, str] | None = None,
-        taught_seconds: dict[str, float] | None = None,
-        languages: list[str] | tuple[str, ...] = ("en",),
+        whisper_decoder: bool = False,
+        base_decoder: str | None = None,
+        unfolder_layers: int = 3,
+        decoder_lora_rank: int = 0,
+        decoder_lora_alpha: int = 16,
+        capabilities: Capabilities | Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
+        arguments, learnt = take_old_keys(kwargs)
+        base_decoder = arguments.get("base_decoder", base_decoder)
+        capabilities = Capabilities.of(capabilities)
+        if learnt:
+            capabilities = Capabilities.of({**capabilities.as_dict(), **learnt})
         if isinstance(audio_config, dict):
             audio_config = WhisperConfig(**audio_config)
         if isinstance(hfq_config, dict):
@@ -193,6 +187,8 @@ class FastSLMConfig(PreTrainedConfig):
         self.text_config = text_config or CONFIG_MAPPING["llama"]()
         self.base_encoder = base_encoder
         self.base_text_model = base_text_model
+        self.projector = projector
+        self.projector_config = projector_config
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
         self.lora_dropout = lora_dropout
@@ -206,52 +202,35 @@ class FastSLMConfig(PreTrainedConfig):
         self.ctc_layers = ctc_layers
         self.ctc_steps_per_token = ctc_steps_per_token
         self.ctc_reads = ctc_reads
-        self.reader_base = reader_base
-        self.reader_layers = reader_layers
-        self.reader_lora_rank = reader_lora_rank
-        self.reader_lora_alpha = reader_lora_alpha
-        self.heard_words = heard_words
-        self.words_base = words_base
-        self.transcript_reader = transcript_reader
-        self.llm_reads_speech = llm_reads_speech
-        self.llm_tasks = None if llm_tasks is None else list(llm_tasks)
-        self.translates_into = None if translates_into is None else list(translates_into)
-        self.taught_with = taught_with
-        self.taught_seconds = taught_seconds
-        self.languages = list(languages)
+        self.whisper_decoder = whisper_decoder or base_decoder is not None
+        self.base_decoder = base_decoder
+        self.unfolder_layers = arguments.get("unfolder_layers", unfolder_layers)
+        self.decoder_lora_rank = arguments.get("decoder_lora_rank", decoder_lora_rank)
+        self.decoder_lora_alpha = arguments.get("decoder_lora_alpha", decoder_lora_alpha)
+        self.capabilities = capabilities
         super().__init__(**kwargs)
-        if mel_mode not in MEL_MODES:
-            raise ValueError(f"mel_mode is {mel_mode!r}; it must be one of {', '.join(MEL_MODES)}.")
-        if prompt_layout not in PROMPT_LAYOUTS:
-            raise ValueError(f"prompt_layout is {prompt_layout!r}; it must be one of {', '.join(PROMPT_LAYOUTS)}.")
-        if ctc_reads not in ("tokens", "frames"):
-            raise ValueError(f"ctc_reads is {ctc_reads!r}; it must be 'tokens' or 'frames'.")
-        if heard_words and (reader_base is None or words_base is None):
-            raise ValueError("heard_words needs reader_base, which hears the words, and words_base, which cuts them.")
-        if reader_lora_rank and reader_base is None:
-            raise ValueError("reader_lora_rank needs reader_base, whose decoder has the LoRA: give both.")
-        if ctc_head and ctc_reads == "frames" and reader_base is None:
-            raise ValueError("ctc_reads 'frames' needs reader_base: without an unfolder there are no frames.")
-        if transcript_reader not in (None, *TRANSCRIPT_READERS):
-            raise ValueError(
-                f"transcript_reader is {transcript_reader!r}; it must be null or one of "
-                f"{', '.join(TRANSCRIPT_READERS)}."
-            )
-        if transcript_reader == "whisper" and reader_base is None:
-            raise ValueError("transcript_reader 'whisper' needs reader_base, whose decoder reads: give both.")
-        if transcript_reader == "ctc" and not ctc_head:
-            raise ValueError("transcript_reader 'ctc' needs ctc_head, which reads: give both.")
-        if not isinstance(taught_seconds, dict | None):
-            raise ValueError(f"taught_seconds is {taught_seconds!r}; it must give each task its seconds, or be null.")
-        for task, seconds in (taught_seconds or {}).items():
-            number = isinstance(seconds, Real) and not isinstance(seconds, bool)
-            if task not in ANSWERING_TASKS or not number or not WINDOW_SECONDS <= seconds < math.inf:
-                raise ValueError(
-                    f"taught_seconds has {task!r}: {seconds!r}; it must give {', '.join(ANSWERING_TASKS)} seconds, "
-                    f"{WINDOW_SECONDS} or more."
-                )
-        if not self.languages:
-            raise ValueError("languages is empty; it must name at least one code, such as en.")
+        self._check()
+
+    def _check(self) -> None:
+        for key, allowed in (("mel_mode", MEL_MODES), ("prompt_layout", PROMPT_LAYOUTS), ("projector", PROJECTORS)):
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"{key} is {getattr(self, key)!r}; it must be one of {', '.join(allowed)}.")
+        if self.projector == "linear" and self.projector_config:
+            raise ValueError("projector_config does nothing for the projector linear: leave it out.")
+        if self.ctc_reads not in ("tokens", "frames"):
+            raise ValueError(f"ctc_reads is {self.ctc_reads!r}; it must be 'tokens' or 'frames'.")
+        learnt = self.capabilities
+        if not self.whisper_decoder:
+            for wanted, what in (
+                (self.decoder_lora_rank, "decoder_lora_rank"),
+                (self.ctc_head and self.ctc_reads == "frames", "ctc_reads 'frames'"),
+                (learnt.decoder == "whisper", "decoder 'whisper'"),
+                (learnt.via == "transcript", "via 'transcript'"),
+            ):
+                if wanted:
+                    raise ValueError(f"{what} needs Whisper's decoder and its unfolder: give base_decoder.")
+        if learnt.decoder == "ctc" and not self.ctc_head:
+            raise ValueError("decoder 'ctc' needs ctc_head, which writes then: give both.")
         if self.hfq_config.hidden_size != self.audio_config.d_model:
             raise ValueError(
                 f"The HFQ-Former is {self.hfq_config.hidden_size} wide and the encoder {self.audio_config.d_model}; "
@@ -264,7 +243,13 @@ class FastSLMConfig(PreTrainedConfig):
         for part in ("audio_config", "hfq_config", "text_config"):
             if isinstance(content.get(part), dict):
                 content[part].pop("_name_or_path", None)
+        content["capabilities"] = self.capabilities.as_dict()
         return content
+
+    @property
+    def text_hidden_size(self) -> int:
+        """Width of the language model's embeddings."""
+        return self.text_config.get_text_config().hidden_size
 
     @property
     def tokens_per_window(self) -> int:

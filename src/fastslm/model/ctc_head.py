@@ -106,25 +106,32 @@ class CTCHead(nn.Module):
 class FrameCTCHead(nn.Module):
     """Unfolded frames → log-probabilities of characters, two steps a frame (ours).
 
-    For tokens that keep no looks in order of time, as those that Whisper's decoder reads (`model/whisper_reader.py`).
+    For tokens that keep no looks in order of time, as those that Whisper's decoder reads (`model/whisper_decoder.py`).
     """
 
     STEPS_PER_FRAME = 2
     KERNEL = 5
 
-    def __init__(self, config: FastSLMConfig, dropout: float = 0.0):
+    def __init__(self, frame_size: int, hidden_size: int, layers: int, dropout: float = 0.0):
         super().__init__()
-        width = config.ctc_hidden_size
-        self.hear = nn.Conv1d(config.hfq_config.hidden_size, width, self.KERNEL, padding=self.KERNEL // 2)
+        self.hear = nn.Conv1d(frame_size, hidden_size, self.KERNEL, padding=self.KERNEL // 2)
         self.dropout = nn.Dropout(dropout)
-        self.context = nn.ModuleList(ContextBlock(width, dropout) for _ in range(config.ctc_layers))
-        self.out = nn.Linear(width, self.STEPS_PER_FRAME * (len(CTC_CHARACTERS) + 1))
+        self.context = nn.ModuleList(ContextBlock(hidden_size, dropout) for _ in range(layers))
+        self.out = nn.Linear(hidden_size, self.STEPS_PER_FRAME * (len(CTC_CHARACTERS) + 1))
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """(windows, frames, hidden) → (windows, frames · 2, classes): float32 log-probabilities; class 0 is blank."""
+        return self.letters(self.heard(frames))
+
+    def heard(self, frames: torch.Tensor) -> torch.Tensor:
+        """What is heard around each frame, before any letter: (windows, frames, hidden) → (windows, frames, width)."""
         steps = F.gelu(self.hear(frames.transpose(1, 2))).transpose(1, 2)
         for block in self.context:
             steps = block(steps)
+        return steps
+
+    def letters(self, steps: torch.Tensor) -> torch.Tensor:
+        """`heard` → log-probabilities of characters."""
         scores = self.out(self.dropout(steps)).unflatten(-1, (self.STEPS_PER_FRAME, -1)).flatten(1, 2)
         return scores.float().log_softmax(-1)
 
@@ -194,3 +201,12 @@ def ctc_loss(log_probs: torch.Tensor, texts: "Sequence[str]") -> torch.Tensor:
         log_probs.transpose(0, 1), targets, steps, lengths, blank=BLANK, reduction="none", zero_infinity=True
     )
     return (losses / lengths.clamp(min=20)).mean()
+
+
+def make_ctc_head(config: FastSLMConfig) -> CTCHead | FrameCTCHead | None:
+    """The CTC head of a configuration, `None` where it has none."""
+    if not config.ctc_head:
+        return None
+    if config.ctc_reads == "tokens":
+        return CTCHead(config)
+    return FrameCTCHead(config.hfq_config.hidden_size, config.ctc_hidden_size, config.ctc_layers)

@@ -36,11 +36,11 @@ def add_lora(language_model: nn.Module, config: FastSLMConfig, on_meta: bool = F
         _wrap(language_model, lora, on_meta)
 
 
-def add_reader_lora(decoder: nn.Module, config: FastSLMConfig, on_meta: bool = False) -> None:
+def add_decoder_lora(decoder: nn.Module, config: FastSLMConfig, on_meta: bool = False) -> None:
     """As `add_lora`, in all matrices of the layers of Whisper's decoder, without dropout."""
-    if config.reader_lora_rank:
+    if config.decoder_lora_rank:
         lora = LoraConfig(
-            r=config.reader_lora_rank, lora_alpha=config.reader_lora_alpha, target_modules=list(DECODER_TARGETS)
+            r=config.decoder_lora_rank, lora_alpha=config.decoder_lora_alpha, target_modules=list(DECODER_TARGETS)
         )
         _wrap(decoder, lora, on_meta)
 

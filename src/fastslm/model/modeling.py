@@ -1,14 +1,17 @@
-"""The whole model in transformers' terms: Whisper encoder, HFQ-Former, projection, language model with LoRA.
+"""The one path, in transformers' terms: Whisper encoder, HFQ-Former, projector, language model with LoRA.
 
-input_features ─ encoder (frozen) ─ hfq_former ─ projector ─┐ 50 embeddings a window
-input_ids ─ embedding, its <|AUDIO|> places filled with ────┘ ─ language_model ─ logits
+    input_features ─ encoder (frozen) ─ hfq_former ─ projector ─┐ 50 embeddings a window
+    input_ids ─ embedding, its <|AUDIO|> places filled with ────┘ ─ language_model ─ logits, loss
+
+`forward` is that and nothing else. What else reads the 50 tokens, the CTC head and Whisper's decoder, hangs on the
+model to be saved and loaded with it; inference calls it by name.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,18 +25,24 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder
 from transformers.utils.generic import can_return_tuple
 
 import fastslm.model.processing  # noqa: F401  AutoProcessor is to know ours where the Auto models do
 from fastslm.model.configuration import FastSLMConfig
-from fastslm.model.heard_words import HeardWords
+from fastslm.model.ctc_head import make_ctc_head
 from fastslm.model.hfq_former import HFQFormer
 from fastslm.model.lora import add_lora, is_lora_key, lora_layers, lora_switched, merge_lora
-from fastslm.model.saving import UNFOLDER
-from fastslm.model.speech import SPEECH_INPUTS, SpeechPath
+from fastslm.model.projectors import CTCEmbeddings, build_projector
+from fastslm.model.saving import UNFOLDER, FastSLMPreTrainedModel
 from fastslm.model.starts import mark_started, start_hfq_former
+from fastslm.model.whisper_decoder import UnfoldingDecoder
+
+# Arguments of `forward` that carry speech, at most one of them.
+SPEECH_INPUTS = ("input_features", "encoder_frames", "speech_tokens")
+# Without gradients, windows pass the encoder in groups: memory does not grow with the recording.
+WINDOWS_AT_ONCE = 8
 
 
 @dataclass
@@ -46,10 +55,10 @@ class FastSLMCausalLMOutputWithPast(CausalLMOutputWithPast):
     speech_tokens: torch.Tensor | None = None
 
 
-class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
+class FastSLMForConditionalGeneration(FastSLMPreTrainedModel, GenerationMixin):
     """Hears speech at 50 tokens a 30 s window and answers in text (arXiv 2601.06199).
 
-    Only the HFQ-Former, the projection, LoRA and, where they are, the CTC head, the unfolder of Whisper's decoder and
+    Only the HFQ-Former, the projector, LoRA and, where they are, the CTC head, the unfolder of Whisper's decoder and
     its LoRA are trainable. LoRA of the language model is on where the prompt, or the cache that continues it, holds
     speech: a prompt of text alone is answered by the base model.
 
@@ -86,25 +95,16 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
         self.language_model: Any = language_model
         if language_model is None:
             self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        text_hidden = config.text_config.get_text_config().hidden_size
-        self.projector = nn.Linear(config.hfq_config.hidden_size, text_hidden)
-        on_meta = self.projector.weight.is_meta
+        self.projector = build_projector(config)
+        if isinstance(self.projector, CTCEmbeddings):
+            self.projector.read_with(self.get_input_embeddings())
+            exact = (f"projector.{name}" for name, _ in self.projector.named_parameters())
+            self._keep_in_fp32_modules_strict = [UNFOLDER, *exact]
+        on_meta = next(self.projector.parameters()).is_meta
         add_lora(self.language_model, config, on_meta=on_meta)
-        self.ctc_head = None
-        if config.ctc_head:
-            from fastslm.model.ctc_head import CTCHead, FrameCTCHead
-
-            self.ctc_head = FrameCTCHead(config) if config.ctc_reads == "frames" else CTCHead(config)
-        self.reader = None
-        if config.reader_base is not None:
-            from fastslm.model.whisper_reader import WhisperReader
-
-            self.reader = WhisperReader(config, decoder)
-        self.heard_words = None
-        if config.heard_words:
-            assert self.reader is not None
-            assert config.words_base is not None
-            self.heard_words = HeardWords(self.reader, config.words_base, config.tokens_per_window)
+        self.ctc_head = make_ctc_head(config)
+        # Checkpoints have Whisper's decoder under the name `reader`.
+        self.reader = UnfoldingDecoder(config, decoder) if config.whisper_decoder else None
         if not on_meta:
             start_hfq_former(self.hfq_former)
             mark_started(*self.trained_parts())
@@ -120,16 +120,21 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
             suppressed = {*(self.generation_config.suppress_tokens or ()), self.config.audio_token_id}
             self.generation_config.suppress_tokens = sorted(suppressed)
 
+    @property
+    def whisper_decoder(self) -> UnfoldingDecoder | None:
+        """Whisper's decoder, which writes transcripts from the tokens; `None` where the checkpoint has none."""
+        return self.reader
+
     def trained_parts(self) -> list[nn.Module]:
-        """The modules of our own, all of which is trained: HFQ-Former, projection, and other readers than the LLM."""
-        unfold = None if self.reader is None else self.reader.unfold
+        """The modules of our own, all of which is trained: HFQ-Former, projector, CTC head, unfolder."""
+        unfold = None if self.whisper_decoder is None else self.whisper_decoder.unfold
         return [part for part in (self.hfq_former, self.projector, self.ctc_head, unfold) if part is not None]
 
     def freeze_base(self) -> None:
         """The encoder and the language model's own weights take no gradient; the encoder stays in evaluation mode."""
         self.encoder.requires_grad_(False)
         self.encoder.eval()
-        for part in (self.language_model, None if self.reader is None else self.reader.decoder):
+        for part in (self.language_model, None if self.whisper_decoder is None else self.whisper_decoder.decoder):
             for name, parameter in () if part is None else part.named_parameters():
                 if not is_lora_key(f".{name}"):
                     parameter.requires_grad_(False)
@@ -138,8 +143,8 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
         """As in torch, but the frozen encoder and decoder of Whisper never leave evaluation mode."""
         super().train(mode)
         self.encoder.eval()
-        if self.reader is not None:
-            self.reader.decoder.eval()
+        if self.whisper_decoder is not None:
+            self.whisper_decoder.decoder.eval()
         return self
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs: Any) -> None:
@@ -148,33 +153,13 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
             gradient_checkpointing_kwargs={"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}, **kwargs
         )
 
-    if TYPE_CHECKING:
-        # transformers declares it for a protocol that no model meets.
-        def generate(self, *args: Any, **kwargs: Any) -> Any: ...
-
-    def letters(self, tokens: torch.Tensor) -> torch.Tensor:
-        """What the CTC head hears in tokens: (windows, 50, hidden) → (windows, steps, classes) of log-probabilities.
-
-        Raises:
-            ValueError: the model has no CTC head.
-        """
-        if self.ctc_head is None:
-            raise ValueError("The model has no CTC head: make one with `ctc_head` in the configuration.")
-        if self.config.ctc_reads == "frames":
-            assert self.reader is not None
-            tokens = self.reader.unfolded(tokens)
-        return self.letters_of(tokens)
-
-    def letters_of(self, read: torch.Tensor) -> torch.Tensor:
-        """As `letters`, of what the CTC head reads: tokens, or what the unfolder made of them."""
-        assert self.ctc_head is not None
-        return self.ctc_head(read.to(next(self.ctc_head.parameters())))
-
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
+        if isinstance(self.projector, CTCEmbeddings):
+            self.projector.read_with(value)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
@@ -184,6 +169,109 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
 
     def get_decoder(self) -> nn.Module:
         return self.language_model.get_decoder()
+
+    def encode(self, input_features: torch.Tensor) -> torch.Tensor:
+        """Log-mel windows → encoder frames, without gradients.
+
+        Args:
+            input_features: (windows, mel bins, 3000), float32; cast to the encoder's dtype here and nowhere else.
+
+        Returns:
+            (windows, 1500, hidden)
+        """
+        dtype = self.encoder.conv1.weight.dtype
+        with torch.no_grad():
+            groups = input_features.to(dtype).split(WINDOWS_AT_ONCE)
+            return torch.cat([self.encoder(group, return_dict=True).last_hidden_state for group in groups])
+
+    def get_speech_tokens(
+        self, input_features: torch.Tensor | None = None, encoder_frames: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What the HFQ-Former makes of windows: what the projector, the CTC head and Whisper's decoder read.
+
+        Args:
+            input_features: (windows, mel bins, 3000), or
+            encoder_frames: (windows, 1500, hidden), the encoder's output of before.
+
+        Returns:
+            (windows, 50, hidden)
+        """
+        if (input_features is None) == (encoder_frames is None):
+            raise ValueError("Speech tokens come from input_features or from encoder_frames: give exactly one of them.")
+        windows = input_features if encoder_frames is None else encoder_frames
+        assert windows is not None
+
+        def tokens(group: torch.Tensor) -> torch.Tensor:
+            frames = self.encode(group) if encoder_frames is None else group
+            return self.hfq_former(frames.to(self.hfq_former.compressor1.query.dtype))
+
+        if torch.is_grad_enabled():
+            return tokens(windows)
+        return torch.cat([tokens(group) for group in windows.split(WINDOWS_AT_ONCE)])
+
+    def project(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Speech tokens → what the language model reads: (…, tokens of a window, hidden) → (…, text hidden)."""
+        return self.projector(tokens.to(next(self.projector.parameters()).dtype))
+
+    def get_audio_features(self, input_features: torch.Tensor) -> BaseModelOutputWithPooling:
+        """transformers' name for the way from log-mel to embeddings.
+
+        Returns:
+            last_hidden_state (windows, 50, hidden) and pooler_output (windows, 50, text hidden).
+        """
+        tokens = self.get_speech_tokens(input_features)
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=self.project(tokens))  # type: ignore
+
+    def embed_speech(
+        self,
+        input_features: torch.Tensor | None = None,
+        encoder_frames: torch.Tensor | None = None,
+        speech_tokens: torch.Tensor | None = None,
+    ) -> torch.Tensor | None:
+        """Whichever of the three was given → (speech tokens of the batch, text hidden); `None` without any.
+
+        Raises:
+            ValueError: more than one was given, or speech tokens of another width.
+        """
+        given = [x for x in (input_features, encoder_frames, speech_tokens) if x is not None]
+        if len(given) > 1:
+            raise ValueError(f"Speech is given more than once: pass one of {', '.join(SPEECH_INPUTS)}.")
+        if not given:
+            return None
+        width = self.config.text_hidden_size
+        if speech_tokens is None:
+            return self.project(self.get_speech_tokens(input_features, encoder_frames)).reshape(-1, width)
+        if speech_tokens.shape[-1] != width:
+            raise ValueError(
+                f"speech_tokens are {speech_tokens.shape[-1]} wide, but the language model is {width} wide: "
+                "pass what embed_speech returned."
+            )
+        return speech_tokens.reshape(-1, width)
+
+    def place_speech(self, input_ids: torch.Tensor, speech: torch.Tensor | None) -> torch.Tensor:
+        """Embeddings of a prompt whose placeholders hold `speech`, in order of rows and places.
+
+        Args:
+            input_ids: (batch, length). speech: (placeholders in all rows, text hidden) or `None`.
+
+        Returns:
+            (batch, length, text hidden)
+
+        Raises:
+            ValueError: the number of placeholders is not that of speech embeddings.
+        """
+        placeholders = input_ids == self.config.audio_token_id
+        # A placeholder's own embedding is never read, so it need not have one.
+        embeddings = self.get_input_embeddings()(input_ids.masked_fill(placeholders, 0))
+        places, count = int(placeholders.sum()), 0 if speech is None else len(speech)
+        if places != count:
+            raise ValueError(
+                f"The prompts hold {places} audio placeholders, but the audio gives {count} speech tokens: "
+                "let FastSLMProcessor expand <|AUDIO|>, which makes the two equal."
+            )
+        if speech is None:
+            return embeddings
+        return embeddings.masked_scatter(placeholders[..., None], speech.to(embeddings.device, embeddings.dtype))
 
     @can_return_tuple
     def forward(
@@ -312,6 +400,38 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
         )
         return expanded_ids, {**model_kwargs, **{name: x for name, x in given.items() if x is not None}}
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers has it, by the one path.
+
+        Raises:
+            ValueError: the checkpoint was taught to answer from transcripts, which the one path does not write.
+        """
+        speech = [name for name in SPEECH_INPUTS[:2] if kwargs.get(name) is not None]
+        if speech and self.config.capabilities.via == "transcript":
+            raise ValueError(
+                "The language model of this checkpoint answers from transcripts, not from speech tokens: use "
+                "fastslm.load, or pass what `fastslm.inference.cascade.inputs_of(model, processor, batch)` returns."
+            )
+        return super().generate(*args, **kwargs)
+
+    def letters(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the CTC head hears in tokens: (windows, 50, hidden) → (windows, steps, classes) of log-probabilities.
+
+        Raises:
+            ValueError: the model has no CTC head.
+        """
+        if self.ctc_head is None:
+            raise ValueError("The model has no CTC head: make one with `ctc_head` in the configuration.")
+        if self.config.ctc_reads == "frames":
+            assert self.whisper_decoder is not None
+            tokens = self.whisper_decoder.unfolded(tokens)
+        return self.letters_of(tokens)
+
+    def letters_of(self, read: torch.Tensor) -> torch.Tensor:
+        """As `letters`, of what the CTC head reads: tokens, or what the unfolder made of them."""
+        assert self.ctc_head is not None
+        return self.ctc_head(read.to(next(self.ctc_head.parameters())))
+
     @contextmanager
     def adapter_forced(self, on: bool) -> Iterator[None]:
         """LoRA on or off inside the context, whatever the prompts hold, unless `forward` is told `adapter`."""
@@ -328,19 +448,19 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
         """
         merge_lora(self.language_model)
         self.config.lora_rank = 0
-        self.merge_reader_lora()
+        self.merge_decoder_lora()
         self.config.base_encoder = self.config.base_text_model = None
         return self
 
-    def merge_reader_lora(self) -> "FastSLMForConditionalGeneration":
+    def merge_decoder_lora(self) -> "FastSLMForConditionalGeneration":
         """Add LoRA into the weights of Whisper's decoder, in place: it writes the same, faster.
 
         The trained part can then no longer be saved alone; nothing changes where the decoder has no LoRA.
         """
-        if self.config.reader_lora_rank:
-            assert self.reader is not None
-            self.reader.merge_lora()
-            self.config.reader_lora_rank = 0
+        if self.config.decoder_lora_rank:
+            assert self.whisper_decoder is not None
+            self.whisper_decoder.merge_lora()
+            self.config.decoder_lora_rank = 0
         return self
 
 

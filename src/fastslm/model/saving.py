@@ -1,9 +1,10 @@
 """Checkpoints in two forms: all weights, as transformers has it, and the trained part alone, completed from the base.
 
-    everything      model.safetensors (or shards); config.json with base_encoder and base_text_model null
-    trained part    model.safetensors with HFQ-Former, projection, CTC head, unfolder, LoRA; config.json names the base
+    everything      model.safetensors (or shards), whisper_decoder/ with that decoder's tokenizer; no base is named
+    trained part    model.safetensors with HFQ-Former, projector, CTC head, unfolder, LoRA; config.json names the base
 
-`from_pretrained` tells them apart by the configuration. A missing, unexpected or ill-shaped tensor is always an error.
+`from_pretrained` tells them apart by the configuration. The first form needs nothing but its folder. A missing,
+unexpected or ill-shaped tensor is always an error.
 """
 
 import os
@@ -25,7 +26,7 @@ from transformers.utils.hub import cached_file
 from fastslm.errors import CheckpointError
 from fastslm.model.base_weights import (
     check_base,
-    check_reader,
+    check_decoder,
     grow_embeddings,
     is_tied,
     load_decoder,
@@ -35,6 +36,7 @@ from fastslm.model.base_weights import (
 )
 from fastslm.model.configuration import FastSLMConfig
 from fastslm.model.lora import is_lora_key
+from fastslm.model.whisper_decoder import DECODER_FILES
 from fastslm.prompts import AUDIO_TOKEN
 from fastslm.weights import resolve
 
@@ -43,6 +45,8 @@ ADDED_INPUT_ROWS = "added_embeddings.input"
 ADDED_OUTPUT_ROWS = "added_embeddings.output"
 # Always in float32, see `FastSLMForConditionalGeneration`.
 UNFOLDER = "reader.unfold"
+# Keys of the configuration that name base weights.
+BASES = ("base_encoder", "base_text_model", "base_decoder")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # What transformers' Auto classes pass along, and what says nothing to files that are safetensors and ours.
 VOID_ARGUMENTS = ("trust_remote_code", "adapter_kwargs", "_from_auto", "low_cpu_mem_usage", "use_safetensors")
@@ -86,6 +90,8 @@ class FastSLMPreTrainedModel(PreTrainedModel):
             ) from error
         model, info = loaded
         refuse_differences(name, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+        if model.whisper_decoder is not None and config.base_decoder is None:
+            model.whisper_decoder.files = _files_beside(name, hub)
         # transformers gives every parameter that it loads a gradient.
         model.freeze_base()
         return (model, info) if wants_info else model
@@ -151,9 +157,14 @@ class FastSLMPreTrainedModel(PreTrainedModel):
         grow_embeddings(text_model, config.added_embeddings)
         config.text_config = text_model.config
         decoder = None
-        if config.reader_base is not None:
-            decoder = load_decoder(config.reader_base, dtype)
-            check_reader(config, decoder)
+        if config.whisper_decoder:
+            if config.base_decoder is None:
+                raise CheckpointError(
+                    "The configuration has a whisper_decoder and names no base_decoder to complete it from: add the "
+                    "name to config.json."
+                )
+            decoder = load_decoder(config.base_decoder, dtype)
+            check_decoder(config, decoder)
         with torch.device("meta") if on_meta else nullcontext():
             model: Any = cls(config, encoder=encoder, language_model=text_model, decoder=decoder)  # type: ignore
         model.generation_config = deepcopy(text_model.generation_config)
@@ -193,16 +204,23 @@ class FastSLMPreTrainedModel(PreTrainedModel):
         """All weights, as transformers saves them. Nothing half-written is ever found under the folder's name."""
         if kwargs.get("push_to_hub"):
             kwargs.setdefault("repo_id", Path(save_directory).name)
-        named = self.config.base_encoder, self.config.base_text_model
-        self.config.base_encoder = self.config.base_text_model = None
+        named = {key: getattr(self.config, key) for key in BASES}
+        vars(self.config).update(dict.fromkeys(BASES))
         try:
             with written_beside(save_directory) as folder:
+                decoder: Any = getattr(self, "whisper_decoder", None)
+                if decoder is not None:
+                    decoder.save_files(folder)
                 super().save_pretrained(folder, *args, **kwargs)
         finally:
-            self.config.base_encoder, self.config.base_text_model = named
+            vars(self.config).update(named)
+
+    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
+        """transformers pushes the files that are newer than these: all, for the folder was made a moment ago."""
+        return {}
 
     def save_trained(self, save_directory: str | os.PathLike, dtype: torch.dtype | None = None) -> None:
-        """HFQ-Former, projection, CTC head, unfolder and LoRA alone, with a configuration that names the base weights.
+        """HFQ-Former, projector, CTC head, unfolder and LoRA alone, with a configuration that names the base weights.
 
         Args:
             dtype: of the file; by default the parameters' own. The model loads in the dtype that it has now.
@@ -215,15 +233,15 @@ class FastSLMPreTrainedModel(PreTrainedModel):
                 "The configuration names no base weights, which the trained part is completed from: set "
                 "config.base_encoder and config.base_text_model, or save everything with save_pretrained."
             )
-        reader: Any = getattr(self, "reader", None)
-        if reader is not None and reader.is_merged:
+        decoder: Any = getattr(self, "whisper_decoder", None)
+        if decoder is not None and decoder.is_merged:
             raise CheckpointError(
                 "LoRA of Whisper's decoder was merged into it, so it can no longer be saved apart: use from_pretrained "
                 "instead of fastslm.load, or save everything with save_pretrained."
             )
-        state = {key: value.to(dtype or value.dtype).contiguous() for key, value in self.trained_state_dict().items()}
+        state = {key: _as(value, dtype).contiguous() for key, value in self.trained_state_dict().items()}
         self.config.architectures = [type(self).__name__]
-        self.config.dtype = str(self.get_parameter("projector.weight").dtype).removeprefix("torch.")
+        self.config.dtype = str(next(self.get_submodule("hfq_former").parameters()).dtype).removeprefix("torch.")
         with written_beside(save_directory) as folder:
             self.config.save_pretrained(folder)
             self.generation_config.save_pretrained(folder)  # type: ignore[union-attr]
@@ -264,14 +282,16 @@ def written_beside(folder: str | os.PathLike) -> Iterator[Path]:
         # A scratch folder, and safetensors' files, are for their owner alone; a checkpoint is like any other file.
         open_to = ~_umask()
         scratch.chmod(0o777 & open_to)
-        for file in scratch.iterdir():
-            file.chmod(0o666 & open_to)
+        for file in scratch.rglob("*"):
+            file.chmod((0o777 if file.is_dir() else 0o666) & open_to)
         if not target.exists():
             os.replace(scratch, target)
             return
         files = sorted(scratch.iterdir(), key=lambda file: file.name == "config.json")
         written = {file.name for file in files}
         for file in files:
+            if file.is_dir():
+                shutil.rmtree(target / file.name, ignore_errors=True)
             os.replace(file, target / file.name)
         for stale in target.glob("model*.safetensors*"):
             if stale.name not in written:
@@ -295,7 +315,8 @@ def _load_trained(model: Any, state: dict[str, torch.Tensor], dtype: torch.dtype
     expected = model.trained_state_dict()
     mismatched = [key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape]
     refuse_differences(name, expected.keys() - state.keys(), state.keys() - expected.keys(), mismatched)
-    state = {key: value.to(torch.float32 if key.startswith(UNFOLDER) else dtype) for key, value in state.items()}
+    exact = tuple(model._keep_in_fp32_modules_strict)
+    state = {key: _as(value, torch.float32 if key.startswith(exact) else dtype) for key, value in state.items()}
     if added := model.config.added_embeddings:
         model.get_input_embeddings().weight[-added:] = state.pop(ADDED_INPUT_ROWS)
         if ADDED_OUTPUT_ROWS in state:
@@ -309,7 +330,19 @@ def read_trained(folder: str | os.PathLike) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: there are none, or they are damaged.
     """
-    return {key: value.float() for key, value in _read_weights(os.fspath(folder), {}).items()}
+    return {key: _as(value, torch.float32) for key, value in _read_weights(os.fspath(folder), {}).items()}
+
+
+def _as(value: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """In a dtype, where it holds numbers; ids stay what they are."""
+    return value.to(dtype) if dtype is not None and value.is_floating_point() else value
+
+
+def _files_beside(name: str, hub: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Where a checkpoint that stands alone has the files of Whisper's decoder, as transformers' loading takes it."""
+    if os.path.isdir(name):
+        return os.path.join(name, hub.get("subfolder") or "", DECODER_FILES), {}
+    return name, {**hub, "subfolder": "/".join(filter(None, (hub.get("subfolder"), DECODER_FILES)))}
 
 
 def _read_weights(name: str, hub: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,13 +23,16 @@ from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache, LogitsProcessor, StoppingCriteria
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
-from fastslm.model.configuration import FastSLMConfig
+from fastslm.errors import CheckpointError
+from fastslm.model.configuration import FastSLMConfig, HFQFormerConfig
 from fastslm.model.ctc_head import ContextBlock
-from fastslm.model.lora import add_reader_lora, merge_lora
+from fastslm.model.lora import add_decoder_lora, merge_lora
 from fastslm.weights import resolve
 
 # 20 a second: the decoder reads them as well as the encoder's 50 (docs/training.md).
 FRAMES_PER_TOKEN = 12
+# Of a checkpoint that stands alone: its folder for the decoder's tokenizer and the tokens that it may write.
+DECODER_FILES = "whisper_decoder"
 # Rows that have ended leave the batch once no more than this part of it goes on.
 STAYING = 0.75
 
@@ -41,12 +45,11 @@ class Unfolder(nn.Module):
     as the identity, so that the map can start as a least-squares fit (`fastslm.training.frame_start`).
     """
 
-    def __init__(self, config: FastSLMConfig, dropout: float = 0.0):
+    def __init__(self, hfq: HFQFormerConfig, layers: int, dropout: float = 0.0):
         super().__init__()
-        hfq = config.hfq_config
         self.spread = nn.Linear(hfq.hidden_size, FRAMES_PER_TOKEN * hfq.hidden_size)
         self.place = nn.Parameter(torch.zeros(hfq.final_tokens * FRAMES_PER_TOKEN, hfq.hidden_size))
-        self.context = nn.ModuleList(ContextBlock(hfq.hidden_size, dropout) for _ in range(config.reader_layers))
+        self.context = nn.ModuleList(ContextBlock(hfq.hidden_size, dropout) for _ in range(layers))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(windows, tokens, hidden) → (windows, tokens · 12, hidden)"""
@@ -73,16 +76,22 @@ class ReadText:
     complete: bool
 
 
-class WhisperReader(nn.Module):
-    """The unfolder, which is trained, and Whisper's decoder, which is frozen base weight with or without LoRA."""
+class UnfoldingDecoder(nn.Module):
+    """The unfolder, which is trained, and Whisper's decoder, which is frozen base weight with or without LoRA.
+
+    Attributes:
+        files: where the decoder's tokenizer and generation settings are, as arguments of transformers' loading; by
+            default with the base weights.
+    """
 
     def __init__(self, config: FastSLMConfig, decoder: WhisperDecoder | None = None):
         super().__init__()
-        self.unfold = Unfolder(config)
+        self.unfold = Unfolder(config.hfq_config, config.unfolder_layers)
         self.decoder: Any = decoder if decoder is not None else WhisperDecoder._from_config(config.audio_config)
         self.decoder.requires_grad_(False)
-        add_reader_lora(self.decoder, config, on_meta=self.unfold.place.is_meta)
-        self.base, self.language = config.reader_base or "", config.languages[0]
+        add_decoder_lora(self.decoder, config, on_meta=self.unfold.place.is_meta)
+        self.base, self.language = config.base_decoder, config.capabilities.languages[0]
+        self.files: tuple[str, dict[str, Any]] | None = None
         self.is_merged = False
         # Not a module of this one: it is neither saved nor counted.
         self._fast: list[Any] = []
@@ -208,7 +217,26 @@ class WhisperReader(nn.Module):
         """Whisper's own."""
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(resolve(self.base))
+        return self._beside_weights(AutoTokenizer)
+
+    def _beside_weights(self, kind: Any) -> Any:
+        """A tokenizer, or whatever `kind` is, of the base weights or of a checkpoint that stands alone."""
+        if self.files is None and self.base is not None:
+            return kind.from_pretrained(resolve(self.base))
+        name, where = self.files or (DECODER_FILES, {})
+        try:
+            return kind.from_pretrained(name, **where)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{name} has no tokenizer or settings of Whisper's decoder ({type(error).__name__}): use a folder that "
+                "save_pretrained wrote, as a whole."
+            ) from error
+
+    def save_files(self, folder: Path) -> None:
+        """Write what the decoder needs beside its weights; nothing where it has none itself."""
+        if self.files is not None or self.base is not None:
+            self.tokenizer.save_pretrained(folder / DECODER_FILES)
+            self._generation_config.save_pretrained(folder / DECODER_FILES)
 
     @cached_property
     def start(self) -> list[int]:
@@ -225,6 +253,6 @@ class WhisperReader(nn.Module):
     def _generation_config(self) -> Any:
         from transformers import GenerationConfig
 
-        config: Any = GenerationConfig.from_pretrained(resolve(self.base))
+        config: Any = self._beside_weights(GenerationConfig)
         config.is_multilingual = getattr(config, "is_multilingual", False)
         return config

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from fastslm.data.manifest import Clip
 from fastslm.data.spoken import clip_windows, window_texts
+from fastslm.inference.cascade import Cascade
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 from fastslm.training.transcript import IGNORED
@@ -30,7 +31,7 @@ class Answers:
     Labels cover the answer only. Rows are padded on the left, so that the answers end together.
 
     Args:
-        model: with `heard_words`.
+        model: that answers by way of transcripts (`fastslm.inference.cascade`).
     """
 
     def __init__(self, model: FastSLMForConditionalGeneration, processor: FastSLMProcessor):
@@ -38,6 +39,7 @@ class Answers:
         self.model: Any = model
         self.tokenizer: Any = processor.tokenizer
         self.processor = processor
+        self.cascade = Cascade(model, processor)
 
     def prompt(self, row: Clip) -> list[int]:
         """Ids of a row's prompt, its placeholders included."""
@@ -57,7 +59,7 @@ class Answers:
     def words(self, rows: Sequence[Clip]) -> torch.Tensor:
         """What the language model reads of the rows' recordings, window by window: (windows, places, text hidden)."""
         texts = [text for row in rows for text in window_texts(row)]
-        return self.model.heard_words.embed(texts, self.model.get_input_embeddings())
+        return self.cascade.embed(texts)
 
     def answer_loss(self, rows: Sequence[Clip], mean_over: Literal["tokens", "rows"] = "tokens") -> Weighed:
         """Summed cross-entropy of the rows' answers and end tokens, and how many tokens these are.

@@ -9,7 +9,7 @@ import torch
 
 from fastslm.errors import RecipeError
 from fastslm.model.ctc_head import FrameCTCHead, ctc_steps_needed, unwritten
-from fastslm.model.whisper_reader import FRAMES_PER_TOKEN
+from fastslm.model.whisper_decoder import FRAMES_PER_TOKEN
 from fastslm.training.feature_cache import CachedWindows, Progress, cache_training_windows
 from fastslm.training.objectives import Batch, masked, shifted
 from fastslm.training.processes import Processes

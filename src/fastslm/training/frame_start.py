@@ -14,8 +14,8 @@ from collections.abc import Iterable
 import torch
 
 from fastslm.model.hfq_former import HFQFormer
-from fastslm.model.local_attention import SlotFrames
-from fastslm.model.whisper_reader import FRAMES_PER_TOKEN, Unfolder, frames_at_rate
+from fastslm.model.local_attention import SlotFrames, detail_frames
+from fastslm.model.whisper_decoder import FRAMES_PER_TOKEN, Unfolder, frames_at_rate
 from fastslm.training.tied_start import REST, TiedLooks
 
 # Keeps the regressions finite where a direction hardly occurs, relative to the mean variance.
@@ -55,7 +55,7 @@ def _seen(looks: TiedLooks, frames: torch.Tensor) -> torch.Tensor:
     hfq = looks.hfq_former
     frames = frames.float()
     x2 = hfq.downsampler1(frames)
-    near = hfq.detail_frames(frames, x2, hfq.downsampler2(x2))
+    near = detail_frames(hfq.config, frames, x2, hfq.downsampler2(x2))
     assert isinstance(near, SlotFrames)
     parts = looks.attention_weights(near).split(near.sizes, dim=-1)
     return torch.stack([part.float() @ scale for part, scale in zip(parts, near.scales, strict=True)]).sum(0)

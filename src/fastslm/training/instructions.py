@@ -1,6 +1,6 @@
 """The four tasks from text alone: the language model answers from heard words in the places of speech tokens (ours).
 
-What it reads of a recording are the embeddings of its words (`fastslm.model.heard_words`), so no sound is needed to
+What it reads of a recording are the embeddings of its words (`fastslm.inference.cascade`), so no sound is needed to
 teach it: a row's `text` is what the reader would hear. Of a recording of several windows, each window's words lie in
 its own places, as where the model hears them.
 """

@@ -9,7 +9,7 @@ from torch import nn
 from fastslm.model.ctc_head import CTCHead, FrameCTCHead, ctc_loss, ctc_text
 from fastslm.model.hfq_former import HFQFormer
 from fastslm.model.lora import lora_parameters
-from fastslm.model.whisper_reader import WhisperReader, frames_at_rate
+from fastslm.model.whisper_decoder import UnfoldingDecoder, frames_at_rate
 from fastslm.training.objectives import Batch, combined
 from fastslm.training.recipe import Phase
 
@@ -21,7 +21,7 @@ NEW_TOKENS = 200
 class FrameRecovery:
     """Tokens and unfolder find the encoder's frames again; the decoder, which could not read them yet, is not asked."""
 
-    def __init__(self, hfq_former: HFQFormer, head: CTCHead | FrameCTCHead, reader: WhisperReader):
+    def __init__(self, hfq_former: HFQFormer, head: CTCHead | FrameCTCHead, reader: UnfoldingDecoder):
         self.hfq_former, self.head, self.reader = hfq_former, head, reader
         self.weights: dict[str, float] = {"loss": 1.0}
         self.parts: dict[str, nn.Module] = {"hfq": hfq_former, "reader": reader.unfold}
@@ -59,7 +59,7 @@ class ReaderTranscript(FrameRecovery):
     writer = "Whisper's decoder"
     validation_clips = 100
 
-    def __init__(self, hfq_former: HFQFormer, head: CTCHead | FrameCTCHead, reader: WhisperReader, phase: Phase):
+    def __init__(self, hfq_former: HFQFormer, head: CTCHead | FrameCTCHead, reader: UnfoldingDecoder, phase: Phase):
         super().__init__(hfq_former, head, reader)
         self.weights = {"transcript": 1.0}
         if phase.frames_weight:

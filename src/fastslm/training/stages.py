@@ -11,16 +11,16 @@ from transformers import AutoConfig, WhisperConfig
 
 from fastslm import weights
 from fastslm.errors import CheckpointError, RecipeError
-from fastslm.model.base_weights import check_reader, load_decoder
+from fastslm.model.base_weights import check_decoder, load_decoder
 from fastslm.model.configuration import FastSLMConfig, HFQFormerConfig
-from fastslm.model.ctc_head import CTCHead, FrameCTCHead
+from fastslm.model.ctc_head import make_ctc_head
 from fastslm.model.hfq_former import HFQFormer
 from fastslm.model.lora import is_lora_key, lora_parameters
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 from fastslm.model.saving import read_trained
 from fastslm.model.starts import start_hfq_former
-from fastslm.model.whisper_reader import WhisperReader
+from fastslm.model.whisper_decoder import UnfoldingDecoder
 from fastslm.training.alignment import AlignedCharacters, require_aligner
 from fastslm.training.disk import writing
 from fastslm.training.instructions import InstructionTuning, check_instructions
@@ -108,14 +108,16 @@ class Learner:
         self.hfq_former = HFQFormer(self.config.hfq_config)
         start_hfq_former(self.hfq_former)
         try:
-            self.head = FrameCTCHead(self.config) if self.config.ctc_reads == "frames" else CTCHead(self.config)
+            head = make_ctc_head(self.config)
         except ValueError as error:
             raise RecipeError(f"model.ctc: {error}") from None
-        self.reader: WhisperReader | None = None
+        assert head is not None
+        self.head = head
+        self.reader: UnfoldingDecoder | None = None
         if recipe.model.reader is not None:
             decoder = load_decoder(recipe.model.reader.base, self.frozen_dtype)
-            check_reader(self.config, decoder)
-            self.reader = WhisperReader(self.config, decoder)
+            check_decoder(self.config, decoder)
+            self.reader = UnfoldingDecoder(self.config, decoder)
             for parameter in lora_parameters(self.reader.decoder):
                 parameter.data = parameter.data.float()
             self.reader.to(device)
@@ -247,8 +249,6 @@ class Learner:
                 **own_config(recipe),
             )
             model.hfq_former, model.ctc_head, model.reader = self.hfq_former, self.head, self.reader
-            if model.heard_words is not None and self.reader is not None:
-                model.heard_words.reader = self.reader
             model.projector.float()
             for parameter in lora_parameters(model.language_model):
                 parameter.data = parameter.data.float()
