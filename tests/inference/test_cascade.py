@@ -95,7 +95,7 @@ def test_a_text_that_loops_ends_there_without_its_copies(cascade: Cascade, monke
 @torch.no_grad()
 def test_forward_is_the_one_path_whatever_the_checkpoint_says(speech: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = speech.model, speech.processor
-    monkeypatch.setattr(model, "reader", None)  # no decoder is asked
+    monkeypatch.setattr(type(model), "whisper_decoder", None)  # no decoder is asked
     batch = processor(processor.build_prompt("transcribe"), noise(1.5))
     tokens = model.get_speech_tokens(batch["input_features"])
     assert torch.equal(model.project(tokens), model.projector(tokens))

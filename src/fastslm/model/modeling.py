@@ -98,7 +98,8 @@ class FastSLMForConditionalGeneration(FastSLMPreTrainedModel, GenerationMixin):
         self.projector = build_projector(config)
         if isinstance(self.projector, CTCEmbeddings):
             self.projector.read_with(self.get_input_embeddings())
-            self._keep_in_fp32_modules_strict = [UNFOLDER, "projector"]
+            exact = (f"projector.{name}" for name, _ in self.projector.named_parameters())
+            self._keep_in_fp32_modules_strict = [UNFOLDER, *exact]
         on_meta = next(self.projector.parameters()).is_meta
         add_lora(self.language_model, config, on_meta=on_meta)
         self.ctc_head = make_ctc_head(config)
