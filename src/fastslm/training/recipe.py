@@ -133,8 +133,9 @@ class SourceRecipe(Section):
     share: float = pydantic.Field(default=1.0, gt=0)
     # What the rows are to be of, where they do not say themselves.
     task: Literal["transcribe", "translate", "summarize", "ask"] | None = None
-    # What a dry run counts where the corpus is not there.
+    # What a dry run counts where the corpus is not there: all its hours, and how long a row is on average.
     hours: float | None = pydantic.Field(default=None, gt=0)
+    row_seconds: float | None = pydantic.Field(default=None, gt=0)
 
     @pydantic.model_validator(mode="after")
     def _one_place(self) -> "SourceRecipe":

@@ -1,4 +1,4 @@
-"""From a recipe's data to rows: manifests, cuts and packed windows, a sample of them, and how many steps an epoch is."""
+"""From a recipe to rows: manifests, cuts, packed windows; a sample of them, and how many steps an epoch is."""
 
 from collections.abc import Sequence
 

@@ -104,7 +104,7 @@ class Start:
         }
         extractor = WhisperFeatureExtractor(feature_size=self.audio_config.num_mel_bins)
         if recipe.text_model is not None:
-            return FastSLMProcessor(extractor, _tokenizer(recipe.text_model), **layout)
+            return processor_of(self.recipe, self.audio_config.num_mel_bins)
         assert self.earlier is not None
         assert self.recipe.start_from is not None
         if (self.recipe.start_from / "processor_config.json").is_file():
@@ -188,6 +188,8 @@ class Start:
         """
         recipe, dtype = self.recipe, self.frozen_dtype
         encoder, text_model = self._bases(dtype)
+        if self.config.base_encoder is not None and recipe.model.text_model is not None:
+            self._check_sizes(encoder, text_model)
         decoder = None
         if recipe.model.decoder is not None:
             decoder = load_decoder(recipe.model.decoder.base, dtype)
@@ -225,6 +227,20 @@ class Start:
             text_model = AutoModelForCausalLM.from_config(self.config.text_config)
         return encoder.to(dtype), text_model.to(dtype)
 
+    def _check_sizes(self, encoder: Any, text_model: Any) -> None:
+        """Sizes that a recipe states beside names must be those of the weights."""
+        text = self.config.text_config.get_text_config()
+        for what, wanted, found in (
+            ("encoder d_model", self.audio_config.d_model, encoder.config.d_model),
+            ("encoder_layers", self.audio_config.encoder_layers, encoder.config.encoder_layers),
+            ("hidden_size", text.hidden_size, text_model.config.get_text_config().hidden_size),
+            ("num_hidden_layers", text.num_hidden_layers, text_model.config.get_text_config().num_hidden_layers),
+        ):
+            if wanted != found:
+                raise RecipeError(
+                    f"model: the config beside the name says {what} {wanted}, and the weights have {found}; correct it."
+                )
+
     @torch.no_grad()
     def _take_over(self, model: FastSLMForConditionalGeneration, folder: Path) -> None:
         """The trained part of the earlier checkpoint, as exactly as it was written."""
@@ -251,6 +267,19 @@ class Start:
             of_lora = is_lora_key(key) and not key.startswith("reader.") and earlier.lora_rank > 0
             if key not in seen and (key.startswith(tuple(kept)) or of_lora):
                 raise CheckpointError(f"start_from {folder} lacks {key}, which its configuration describes.")
+
+
+def processor_of(recipe: Recipe, n_mels: int) -> FastSLMProcessor:
+    """The processor of a model whose language model the recipe names."""
+    model = recipe.model
+    assert model.text_model is not None
+    return FastSLMProcessor(
+        WhisperFeatureExtractor(feature_size=n_mels),
+        _tokenizer(model.text_model),
+        tokens_per_window=model.hfq.final_tokens,
+        mel_mode=model.mel_mode,
+        prompt_layout=model.prompt_layout,
+    )
 
 
 def own_config(recipe: Recipe, audio: WhisperConfig, text: Any, **kwargs: Any) -> FastSLMConfig:

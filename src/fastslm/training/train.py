@@ -23,6 +23,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
+from transformers.utils.logging import disable_progress_bar
 
 from fastslm.data.batches import RowBatches
 from fastslm.data.feature_cache import FeatureCache
@@ -258,7 +259,7 @@ def _take(model: Any, trained: dict[str, torch.Tensor]) -> None:
 def _export(model: Any, start: Start, recipe: Recipe, folder: Path, summary: dict[str, Any]) -> None:
     """The model and its processor, and what the run was."""
     model.eval()
-    model.gradient_checkpointing_disable()
+    disable_progress_bar()
     with writing(folder, "the trained model"):
         if start.config.base_encoder is not None:
             model.save_trained(folder, dtype=getattr(torch, recipe.export_dtype))

@@ -43,6 +43,12 @@ class SpeechLM(Loss):
 
     name = "speech_lm"
 
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        text = self.model.config.text_config.get_text_config()
+        # Positions of the language model, where it says how many it has.
+        self.limit: int | None = getattr(text, "max_position_embeddings", None)
+
     @classmethod
     def check_rows(cls, rows: Iterable[Row], processor: FastSLMProcessor, recipe: Recipe) -> None:
         tokenizer: Any = processor.tokenizer
@@ -101,11 +107,10 @@ class SpeechLM(Loss):
         """Ids and mask, padded on the left."""
         whole = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
         longest = max(map(len, whole))
-        limit = getattr(self.model.config.text_config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and longest > limit:
+        if self.limit is not None and longest > self.limit:
             row = rows[max(range(len(rows)), key=lambda index: len(whole[index]))]
             raise TrainingError(
-                f"{row.id} takes {longest} tokens, and the language model has positions for {limit}; leave such rows "
+                f"{row.id} takes {longest} tokens, and the language model has positions for {self.limit}; leave such rows "
                 "out by data.max_seconds."
             )
         pad = self.tokenizer.pad_token_id
