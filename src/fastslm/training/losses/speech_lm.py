@@ -110,8 +110,8 @@ class SpeechLM(Loss):
         if self.limit is not None and longest > self.limit:
             row = rows[max(range(len(rows)), key=lambda index: len(whole[index]))]
             raise TrainingError(
-                f"{row.id} takes {longest} tokens, and the language model has positions for {self.limit}; leave such rows "
-                "out by data.max_seconds."
+                f"{row.id} takes {longest} tokens, and the language model has positions for {self.limit}; leave such "
+                "rows out by data.max_seconds."
             )
         pad = self.tokenizer.pad_token_id
         ids = [[pad] * (longest - len(own)) + own for own in whole]
