@@ -203,7 +203,7 @@ def eight_windows(tmp_path: Path, encode: Any) -> list[Row]:
     if REAL.is_file():
         rows = sorted(ManifestRows(REAL).rows, key=lambda row: len(row.answer))
         return [row for row in rows if row.windows == 1][:8]
-    from conftest import write_tones
+    from toy_training import write_tones
 
     words = [["l", "m"], ["m", "l"], ["h"], ["h", "h", "l"], ["m"], ["l", "l", "l"], ["m", "h"], ["h", "m", "l"]]
     lines = [write_tones(tmp_path / f"w{index}.wav", own, encode) for index, own in enumerate(words)]
