@@ -25,6 +25,8 @@ TEXT_MODEL = {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "max_position_embeddings": 2048,
+    # Large, so that frozen random embeddings can tell tokens apart.
+    "initializer_range": 0.2,
 }
 
 

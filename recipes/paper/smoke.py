@@ -1,6 +1,6 @@
 """What smoke.sh runs: rows of the three stages from real recordings, the recipes with toy sizes, and checks of the outcome.
 
-    recipes/paper/smoke.sh ../shared/data
+recipes/paper/smoke.sh ../shared/data
 """
 
 import json
@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 PAPER = Path(__file__).parent
-ENCODER = "{config: {d_model: 32, encoder_layers: 1, encoder_attention_heads: 2, encoder_ffn_dim: 64, num_mel_bins: 128}}"
+ENCODER = (
+    "{config: {d_model: 32, encoder_layers: 1, encoder_attention_heads: 2, encoder_ffn_dim: 64, num_mel_bins: 128}}"
+)
 TEXT_MODEL = (
     "{config: {model_type: qwen3, vocab_size: 268, hidden_size: 48, intermediate_size: 96, num_hidden_layers: 2, "
-    "num_attention_heads: 2, num_key_value_heads: 2, head_dim: 24, max_position_embeddings: 8192}}"
+    "num_attention_heads: 2, num_key_value_heads: 2, head_dim: 24, max_position_embeddings: 8192, initializer_range: 0.2}}"
 )
 SHORT_CLIPS, LONG_ROWS, CLIPS_OF_A_LONG_ROW = 12, 4, 8
 KOREAN = "오늘은 날씨가 좋아요."
@@ -38,14 +40,12 @@ def make_rows(data: Path, folder: Path) -> None:
         own = clips[number * CLIPS_OF_A_LONG_ROW : (number + 1) * CLIPS_OF_A_LONG_ROW]
         start, pieces = 0.0, []
         for clip in own:
-            pieces.append(
-                {"audio": clip["audio"], "duration": clip["duration"], "start": round(start, 3)}
-                | {"end": round(start + clip["duration"], 3), "text": clip["text"]}
-            )
+            end = round(start + clip["duration"], 3)
+            pieces.append({"audio": clip["audio"], "start": round(start, 3), "end": end, "text": clip["text"]})
             start += clip["duration"]
         long.append(
-            {"id": f"long-{number}", "duration": round(start, 3), "text": " ".join(c["text"] for c in own)}
-            | {"pieces": pieces, "language": "en"}
+            {"id": f"long-{number}", "audio": None, "duration": round(start, 3), "language": "en"}
+            | {"text": " ".join(clip["text"] for clip in own), "segments": pieces}
         )
     tasks: list[dict[str, Any]] = [
         {**short[0], "task": "transcribe", "instruction": "Write down what is said.", "answer": short[0]["text"]},

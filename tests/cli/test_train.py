@@ -1,14 +1,16 @@
 """`fastslm train`: what it hands on, and how it ends."""
 
-import time
+import importlib
+import json
 from pathlib import Path
 
 import pytest
 
 from fastslm.cli import run
 from fastslm.training import recipe as recipes
-from fastslm.training import trainer
-from fastslm.training.processes import Processes
+
+loop = importlib.import_module("fastslm.training.train")
+PAPER = Path(__file__).parents[2] / "recipes" / "paper" / "stage1.yaml"
 
 
 def test_a_missing_recipe_is_one_sentence(capsys) -> None:
@@ -24,33 +26,32 @@ def caught(monkeypatch) -> list[object]:
     """What the recipe was read with, instead of reading it."""
     seen: list[object] = []
     monkeypatch.setattr(
-        recipes, "load_recipe", lambda path, overrides: seen.append((path, list(overrides))) or "recipe"
+        recipes,
+        "load_recipe",
+        lambda path, overrides, look_for_files: seen.append((path, list(overrides), look_for_files)) or "recipe",
     )
     return seen
 
 
 def test_overrides_reach_the_recipe_and_the_model_is_printed(caught, monkeypatch, capsys) -> None:
-    class Instant:
-        processes = Processes("cpu")
-
-        def __init__(self, recipe: object, started: float) -> None:
-            assert started < time.time()
-            caught.append(recipe)
-
-        def run(self) -> Path:
-            return Path("runs/x/model")
-
-    monkeypatch.setattr(trainer, "Trainer", Instant)
-    assert run(["train", "a.yaml", "--set", "seed=2", "--set", "data.variants=1"]) == 0
-    assert caught == [(Path("a.yaml"), ["seed=2", "data.variants=1"]), "recipe"]
+    monkeypatch.setattr(loop, "train", lambda recipe: caught.append(recipe) or Path("runs/x/model"))
+    assert run(["train", "a.yaml", "--set", "seed=2", "--set", "steps=1"]) == 0
+    assert caught == [(Path("a.yaml"), ["seed=2", "steps=1"], True), "recipe"]
     assert capsys.readouterr().out == "runs/x/model\n"
 
 
 def test_ctrl_c_leaves_with_130(caught, monkeypatch, capsys) -> None:
-    class Stopped:
-        def __init__(self, recipe: object, started: float) -> None:
-            raise KeyboardInterrupt
+    def stopped(recipe: object) -> Path:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, "Trainer", Stopped)
+    monkeypatch.setattr(loop, "train", stopped)
     assert run(["train", "a.yaml"]) == 130
     assert capsys.readouterr().err == "\nfastslm: stopped.\n"
+
+
+def test_a_dry_run_of_the_paper_says_what_it_needs_and_trains_nothing(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(loop, "train", lambda recipe: pytest.fail("it trained"))
+    assert run(["train", str(PAPER), "--dry-run", "--processes", "8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"]["hfq"] == [52_861_440, 52_861_440]
+    assert found["hours"] > 0

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 from transformers import WhisperConfig
 
@@ -22,10 +21,11 @@ from fastslm.model.authors import (
     read_state_dict,
     their_key,
 )
-from fastslm.model.configuration import FastSLMConfig
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.parity import ParityCase, authors_batch_forward, verify_case
 from fastslm.prompts import build_content
+from fastslm.training.dry_run import meta_config
+from fastslm.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 SELECTIONS = ("mel.full", "mel.first50", "mel.last7", "mel.at10_20", "mel.stats", "mel_windows.stats")
@@ -334,9 +334,9 @@ def test_a_tokenizer_with_more_tokens_than_rows_is_refused(case):
 
 @pytest.fixture(scope="module")
 def paper() -> FastSLMForConditionalGeneration:
-    config = yaml.safe_load((ROOT / "recipes" / "paper" / "model.yaml").read_text(encoding="utf-8"))
+    recipe = load_recipe(ROOT / "recipes" / "paper" / "stage1.yaml", look_for_files=False)
     with torch.device("meta"):
-        return FastSLMForConditionalGeneration(FastSLMConfig(**config))
+        return FastSLMForConditionalGeneration(meta_config(recipe))
 
 
 def parameters(module: torch.nn.Module, only: str = "") -> int:

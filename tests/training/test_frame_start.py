@@ -10,10 +10,9 @@ from fastslm.errors import RecipeError
 from fastslm.model.configuration import HFQFormerConfig
 from fastslm.model.hfq_former import HFQFormer
 from fastslm.model.starts import start_hfq_former
-from fastslm.model.whisper_decoder import FRAMES_PER_TOKEN, Unfolder
+from fastslm.model.whisper_decoder import FRAMES_PER_TOKEN, Unfolder, frames_at_rate
 from fastslm.training import frame_start
 from fastslm.training.frame_start import _components, _folding, start_from_frames
-from fastslm.training.reading import frame_distance
 
 WIDTH, FRAMES, TOKENS = 64, 200, 10
 
@@ -36,6 +35,12 @@ def parts(**changes: Any) -> tuple[HFQFormer, Unfolder]:
     former = HFQFormer(hfq)
     start_hfq_former(former)
     return former, Unfolder(hfq, 1)
+
+
+def frame_distance(unfolded: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance from the encoder's frames at the same times, in units of the frames' variance."""
+    there = frames_at_rate(frames, unfolded.shape[1])
+    return (unfolded - there).square().mean() / there.var()
 
 
 def slow_frames(windows: int, seed: int = 0) -> torch.Tensor:

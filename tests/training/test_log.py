@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from fastslm.errors import TrainingError
-from fastslm.training import progress
-from fastslm.training.progress import RunLog, StepLine, draw_curves, format_seconds
+from fastslm.training import log as log_module
+from fastslm.training.log import RunLog, StepLine, draw_curves, format_seconds
 
 
 def row(step: int, kind: str = "step") -> dict[str, Any]:
-    return {"kind": kind, "phase": "a", "global_step": step, "seconds": step * 1.5, "loss": 1.0, "wer": 0.5, "cer": 0.3}
+    return {"kind": kind, "step": step, "seconds": step * 1.5, "speech_lm": 1.0, "wer": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_seconds_are_written_as_a_clock(seconds: float, said: str) -> None:
     assert format_seconds(seconds) == said
 
 
-@pytest.mark.parametrize("torn", ["", '{"kind": "st', '{"kind": "step", "global_step": 8}', "\x00\x00\x00", "7"])
+@pytest.mark.parametrize("torn", ["", '{"kind": "st', '{"kind": "step", "step": 8}', "\x00\x00\x00", "7"])
 def test_a_resumed_log_has_each_step_once_whatever_line_a_kill_tore(tmp_path: Path, torn: str) -> None:
     log = RunLog(tmp_path, 0)
     for step in range(1, 8):
@@ -44,8 +44,8 @@ def test_a_resumed_log_has_each_step_once_whatever_line_a_kill_tore(tmp_path: Pa
     for step in range(5, 10):
         again.write(row(step))
     rows = [json.loads(line) for line in log.path.read_text().splitlines()]
-    assert [r["global_step"] for r in rows if r["kind"] == "step"] == list(range(1, 10))
-    assert [r["global_step"] for r in rows if r["kind"] == "validation"] == [4]
+    assert [r["step"] for r in rows if r["kind"] == "step"] == list(range(1, 10))
+    assert [r["step"] for r in rows if r["kind"] == "validation"] == [4]
     assert rows == again.rows()
 
 
@@ -61,37 +61,37 @@ def test_a_log_on_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
 
 def test_the_time_left_counts_steps_not_what_came_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(log_module.time, "monotonic", lambda: now[0])
     line = StepLine(quiet=True)
     now[0] += 900.0  # loading, right after a resume
-    line.show("a", 501, 1000, 499, {})
+    line.show(501, 1000, {})
     assert line.remaining(499) is None
     for step in range(502, 512):
         now[0] += 2.0
-        line.show("a", step, 1000, 1000 - step, {})
+        line.show(step, 1000, {})
     assert line.remaining(489) == pytest.approx(978.0)
 
 
 def test_the_time_left_follows_a_change_of_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(log_module.time, "monotonic", lambda: now[0])
     line = StepLine(quiet=True)
-    for seconds in [1.0] * 500 + [4.0] * progress.RECENT:
+    for seconds in [1.0] * 500 + [4.0] * log_module.RECENT:
         now[0] += seconds
-        line.show("a", 1, 2, 1, {})
+        line.show(1, 2, {})
     assert line.remaining(10) == pytest.approx(40.0)
 
 
 def test_quiet_says_nothing_and_a_line_holds_what_it_should(capsys: pytest.CaptureFixture[str]) -> None:
     StepLine(quiet=True).say("nothing")
-    StepLine(quiet=True).show("a", 1, 1, 0, {"loss": 1.0})
+    StepLine(quiet=True).show(1, 1, {"loss": 1.0})
     assert capsys.readouterr().err == ""
-    StepLine().show("tied", 3, 600, 597, {"loss": 1.2345})
-    assert capsys.readouterr().err == "tied  step 3/600  loss 1.23\n"
+    StepLine().show(3, 600, {"loss": 1.2345})
+    assert capsys.readouterr().err == "step 3/600  loss 1.23\n"
 
 
 @pytest.mark.parametrize(
-    "rows", [[], [row(1)], [row(1), row(2), row(2, "validation"), {**row(3), "loss": float("nan")}]]
+    "rows", [[], [row(1)], [row(1), row(2), row(2, "validation"), {**row(3), "speech_lm": float("nan")}]]
 )
 def test_curves_are_drawn_from_whatever_there_is(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     draw_curves(rows, tmp_path / "curves.png", "a run")
