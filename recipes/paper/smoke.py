@@ -1,4 +1,4 @@
-"""What smoke.sh runs: rows of the three stages from real recordings, the recipes with toy sizes, and checks of the outcome.
+"""What smoke.sh runs: rows of three stages from real recordings, the recipes with toy sizes, checks of the outcome.
 
 recipes/paper/smoke.sh ../shared/data
 """
@@ -27,7 +27,7 @@ KOREAN = "오늘은 날씨가 좋아요."
 
 
 def make_rows(data: Path, folder: Path) -> None:
-    """short.jsonl, long.jsonl (1 to 3 minutes) and tasks.jsonl (four tasks), by reference to the recordings of `data`."""
+    """short.jsonl, long.jsonl (1 to 3 minutes) and tasks.jsonl (four tasks), by reference to recordings of `data`."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = (json.loads(line) for line in (data / "librispeech" / "validation.jsonl").open())
     clips = sorted((line for line in lines if 8 <= line["duration"] <= 29), key=lambda line: line["id"])
