@@ -14,6 +14,8 @@ ENCODER = {
     "encoder_attention_heads": 2,
     "encoder_ffn_dim": 64,
     "num_mel_bins": 80,
+    # Large, so that what sounds is not lost beside the table of positions.
+    "init_std": 0.2,
 }
 TEXT_MODEL = {
     "model_type": "qwen3",

@@ -16,7 +16,7 @@ from typing import Any
 
 PAPER = Path(__file__).parent
 ENCODER = (
-    "{config: {d_model: 32, encoder_layers: 1, encoder_attention_heads: 2, encoder_ffn_dim: 64, num_mel_bins: 128}}"
+    "{config: {d_model: 32, encoder_layers: 1, encoder_attention_heads: 2, encoder_ffn_dim: 64, num_mel_bins: 128, init_std: 0.2}}"
 )
 TEXT_MODEL = (
     "{config: {model_type: qwen3, vocab_size: 268, hidden_size: 48, intermediate_size: 96, num_hidden_layers: 2, "

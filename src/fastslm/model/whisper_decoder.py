@@ -29,7 +29,7 @@ from fastslm.model.ctc_head import ContextBlock
 from fastslm.model.lora import add_decoder_lora, merge_lora
 from fastslm.weights import resolve
 
-# 20 a second: the decoder reads them as well as the encoder's 50 (docs/training.md).
+# 20 a second: the decoder reads them as well as the encoder's 50 (docs/LOG.md).
 FRAMES_PER_TOKEN = 12
 # Of a checkpoint that stands alone: its folder for the decoder's tokenizer and the tokens that it may write.
 DECODER_FILES = "whisper_decoder"
