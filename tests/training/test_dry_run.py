@@ -56,7 +56,6 @@ def test_a_dry_run_agrees_with_a_real_step(recipe_content: dict[str, Any]) -> No
         assert getattr(said, name) == pytest.approx(value, rel=WITHIN), name
     assert said.parameters["hfq"][1] == sum(own.numel() for own in model.hfq_former.parameters())
     assert sum(trained for _, trained in said.parameters.values()) == sum(own.numel() for own in trained)
-    assert said.activations_checkpointed < said.activations
 
 
 def test_the_papers_first_stage_is_counted_without_any_data_or_weights() -> None:
@@ -72,6 +71,7 @@ def test_the_papers_first_stage_is_counted_without_any_data_or_weights() -> None
     trained = sum(own for _, own in said.parameters.values())
     assert said.weights == pytest.approx(2 * (636_968_960 + 4_022_468_096) + 4 * trained)
     assert said.optimizer == 2 * said.gradients == 8 * trained
+    assert said.activations_checkpointed < said.activations / 3
     shared = dry_run(recipe, processes=8, sharded=True, tflops=350)
     assert shared.weights == pytest.approx(said.weights / 8, abs=8)
     assert shared.activations == said.activations

@@ -309,12 +309,12 @@ def _loss(model: Any, recipe: Recipe, shape: Shape, tokens: torch.Tensor, saved:
     places = shape.rows * shape.length
     embedded = torch.empty(places, speech.shape[1], dtype=speech.dtype)
     embeddings = torch.cat([speech, embedded[: places - len(speech)]])[:places].unflatten(0, (shape.rows, -1))
-    positions = torch.arange(shape.length)[None]
+    # Of four dimensions, it is taken as it is.
+    mask = torch.ones(shape.rows, 1, shape.length, shape.length, dtype=torch.bool)
     kept = torch.arange(shape.length - shape.answer - 1, shape.length)
     saved.watch(model.language_model)
-    # As a padded batch has it; of a batch without padding, transformers makes none.
     logits = model.language_model(
-        inputs_embeds=embeddings, position_ids=positions, use_cache=False, logits_to_keep=kept
+        inputs_embeds=embeddings, attention_mask=mask, use_cache=False, logits_to_keep=kept
     ).logits
     saved.unwatch()
     scores = logits[:, :-1].float().flatten(0, 1)

@@ -1,6 +1,7 @@
 """Recipes: everything that a stage of training depends on, checked before anything slow starts."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -16,6 +17,8 @@ from fastslm.model.configuration import LORA_TARGETS
 MOST_THREADS = 1024
 # What torch takes as a seed.
 LARGEST_SEED = 2**63 - 1
+# How keys of recipes are written.
+KEY = re.compile(r"[a-z_0-9]*")
 
 
 def _not_empty(path: Any) -> Any:
@@ -489,18 +492,21 @@ def _own_faults(error: pydantic.ValidationError) -> list[Any]:
     own = [fault for fault in faults if fault["type"] != "too_short" or fault["loc"] not in inside]
     found: dict[tuple[Any, ...], Any] = {}
     for fault in own:
-        found.setdefault(_place(fault["loc"]), fault)
+        found.setdefault(_place(fault), fault)
     return list(found.values())
 
 
-def _place(location: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A place in the recipe, without pydantic's names of alternatives."""
-    return tuple(part for part in location if not (isinstance(part, str) and not part.replace("_", "").islower()))
+def _place(fault: Any) -> tuple[Any, ...]:
+    """A fault's place in the recipe, without pydantic's names of the ways that a value can be written."""
+    *parents, last = fault["loc"] or ("",)
+    own = [part for part in parents if isinstance(part, int) or KEY.fullmatch(part)]
+    unknown = fault["type"] == "extra_forbidden"
+    return (*own, last) if unknown or isinstance(last, int) or KEY.fullmatch(last) else tuple(own)
 
 
 def _sentence(fault: Any) -> str:
     """One fault of pydantic's, in our words; an unknown key with the nearest known one."""
-    place = _place(fault["loc"])
+    place = _place(fault)
     where = ".".join(str(part) for part in place)
     if fault["type"] == "extra_forbidden":
         known = _known_keys(place[:-1])

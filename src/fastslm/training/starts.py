@@ -3,6 +3,7 @@
 Frozen weights are in the dtype that a recipe computes in; what may be trained is float32 (master weights).
 """
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -80,11 +81,10 @@ class Start:
     @property
     def encoder_name(self) -> str:
         """What keeps the encoder's frames apart from those of another one."""
-        name = self.recipe.model.encoder.name if self.recipe.model.encoder is not None else None
-        name = name or self.config.base_encoder
-        if name is None and self.recipe.start_from is not None:
+        if self.whole:
             return str(self.recipe.start_from)
-        return name or f"random {self.recipe.seed} {self.audio_config.to_json_string()}"
+        random = hashlib.sha256(self.audio_config.to_json_string().encode()).hexdigest()
+        return self.config.base_encoder or f"random {self.recipe.seed} {random}"
 
     def _audio_config(self) -> WhisperConfig:
         given = self.recipe.model.encoder
@@ -198,6 +198,10 @@ class Start:
         self.config.text_config = text_model.config
         model = FastSLMForConditionalGeneration(self.config, encoder, text_model, decoder)
         model.generation_config = text_model.generation_config
+        if not self.config.base_text_model and not self.whole:
+            tokenizer: Any = self.processor.tokenizer
+            model.generation_config.eos_token_id = tokenizer.eos_token_id
+            model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.write_no_placeholders()
         for part in trained_modules(model):
             part.float()
@@ -213,7 +217,9 @@ class Start:
         model, earlier = self.recipe.model, self.earlier
         if self.whole:
             known: Any = FastSLMForConditionalGeneration.from_pretrained(self.recipe.start_from, dtype=dtype)
-            return known.encoder, without_lora(known.language_model)
+            text_model = without_lora(known.language_model)
+            text_model.generation_config = known.generation_config
+            return known.encoder, text_model
         names = [
             given.name if given is not None else getattr(earlier, key)
             for key, given in (("base_encoder", model.encoder), ("base_text_model", model.text_model))

@@ -135,7 +135,7 @@ def test_whispers_decoder_teaches_unfolder_and_tokens(recipe_content: dict[str, 
     recipe_content |= {"optimizer": {"rates": rates}, "steps": 4}
     folder = train(validate_recipe(recipe_content, "r"), quiet=True)
     rows = [json.loads(line) for line in (folder.parent / "metrics.jsonl").read_text().splitlines()]
-    for name in ("whisper_decoder", "frames", "ctc"):
+    for name in ("whisper_decoder", "ctc"):
         assert rows[-1][name] < rows[0][name], name
-    # The least-squares start keeps most of what a random one loses.
-    assert rows[0]["frames"] < 1.0
+    # Where the least-squares start begins; a random one loses all of the variance and more.
+    assert 0 <= rows[0]["frames"] < 0.1
