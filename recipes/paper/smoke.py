@@ -16,11 +16,13 @@ from typing import Any
 
 PAPER = Path(__file__).parent
 ENCODER = (
-    "{config: {d_model: 32, encoder_layers: 1, encoder_attention_heads: 2, encoder_ffn_dim: 64, num_mel_bins: 128, init_std: 0.2}}"
+    "{config: {d_model: 32, encoder_layers: 1, encoder_attention_heads: 2, encoder_ffn_dim: 64, num_mel_bins: 128, "
+    "init_std: 0.2}}"
 )
 TEXT_MODEL = (
     "{config: {model_type: qwen3, vocab_size: 268, hidden_size: 48, intermediate_size: 96, num_hidden_layers: 2, "
-    "num_attention_heads: 2, num_key_value_heads: 2, head_dim: 24, max_position_embeddings: 8192, initializer_range: 0.2}}"
+    "num_attention_heads: 2, num_key_value_heads: 2, head_dim: 24, max_position_embeddings: 8192, "
+    "initializer_range: 0.2}}"
 )
 SHORT_CLIPS, LONG_ROWS, CLIPS_OF_A_LONG_ROW = 12, 4, 8
 KOREAN = "오늘은 날씨가 좋아요."
