@@ -27,10 +27,11 @@ from torch import nn
 
 import fastslm
 from fastslm.audio import WINDOW_SECONDS
+from fastslm.inference.cascade import Cascade
 from fastslm.longform.timestamps import word_times
 from fastslm.model.ctc_head import ctc_text
-from fastslm.model.heard_words import FADING, fold
 from fastslm.model.lora import lora_parameters
+from fastslm.model.projectors import FADING, fold
 from fastslm.training.feature_cache import cache_validation_windows
 from fastslm.training.objectives import Batch
 from fastslm.training.recipe import load_recipe
@@ -125,7 +126,7 @@ class Posteriors(nn.Module):
         return F.log_softmax(scores.float() + bias, -1)
 
     def forward(self, heard: Heard) -> torch.Tensor:
-        """(windows, 50, text hidden): what CTC hears, one after another, shared out as `heard_words` does words."""
+        """(windows, 50, text hidden): what CTC hears, one after another, shared out as the cascade does words."""
         scores = self.log_probs(heard)
         found = []
         for window, path in zip(scores.exp(), scores.argmax(-1), strict=True):
@@ -146,11 +147,11 @@ class Posteriors(nn.Module):
 
 
 class Words(nn.Module):
-    """No sound: the words of the transcript, as where the model hears them (`heard_words`); what can be reached."""
+    """No sound: the words of the transcript, as where the cascade hears them; what can be reached."""
 
-    def __init__(self, model: Any):
+    def __init__(self, cascade: Cascade):
         super().__init__()
-        self.words = lambda texts: model.heard_words.embed(texts, model.get_input_embeddings())
+        self.words = cascade.embed
 
     def forward(self, heard: Heard) -> torch.Tensor:
         return self.words(heard.texts).float()
@@ -177,6 +178,7 @@ class Experiment:
             parameter.requires_grad_(False)
         self.embeddings = self.model.get_input_embeddings().weight.detach()
         self.tokenizer: Any = processor.tokenizer
+        self.cascade = Cascade(self.model, processor)
         texts = {
             label.text for variant in range(self.recipe.data.variants) for label in self.windows.variant(variant).labels
         }
@@ -379,7 +381,7 @@ def aligned(lab: Experiment, heard: Heard) -> list[list[tuple[float, int]]]:
 def distilled(lab: Experiment, minutes: float) -> tuple[nn.Module, dict[str, Any]]:
     """As plain, and towards what the untrained language model says when it is given the words as text."""
     way = Projection(384, lab.embeddings)
-    words = Words(lab.model)
+    words = Words(lab.cascade)
 
     def loss(heard: Heard) -> torch.Tensor:
         own, logits, labels = lab.answer(way(heard), heard.texts)
@@ -438,7 +440,7 @@ def likeliest_further(lab: Experiment, minutes: float) -> tuple[nn.Module, dict[
 def written_words(lab: Experiment, minutes: float) -> tuple[nn.Module, dict[str, Any]]:
     """No sound: the right words, and the language model that was taught by text (`--taught`)."""
     lab.teach()
-    return Words(lab.model), {"steps": 0}
+    return Words(lab.cascade), {"steps": 0}
 
 
 def heard_by_ctc(lab: Experiment, minutes: float) -> tuple[Posteriors, dict[str, Any]]:
@@ -507,7 +509,7 @@ def greedy_wer(lab: Experiment, way: Posteriors) -> float:
 
 def words(lab: Experiment, minutes: float) -> tuple[nn.Module, dict[str, Any]]:
     """No sound: LoRA alone learns to write down words that it is given as embeddings."""
-    way = Words(lab.model)
+    way = Words(lab.cascade)
     return way, through_llm(lab, way, [], minutes)
 
 

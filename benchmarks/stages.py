@@ -32,7 +32,7 @@ import fastslm
 from fastslm.data.composition import Composing, compose
 from fastslm.data.manifest import Clip, manifest_digest, read_manifest, write_manifest
 from fastslm.data.synthesis import synthesize
-from fastslm.model.heard_words import HeardWords
+from fastslm.model.configuration import FastSLMConfig
 from fastslm.training.answers import Answers
 
 DOCS = Path(__file__).parents[1] / "docs" / "training.md"
@@ -107,9 +107,6 @@ def validated(folder: Path, rows: Sequence[Clip]) -> dict[str, float]:
     """Losses and right answers of a model that is given the rows' words, whether or not it reads such by itself."""
     loaded = fastslm.load(str(folder), quiet=True)
     model: Any = loaded.model
-    if model.heard_words is None:
-        # Before it was taught to: the language model as it was published.
-        model.heard_words = HeardWords(model.reader, model.config.base_text_model, model.config.tokens_per_window)
     with torch.inference_mode():
         return Answers(model, loaded.processor).judged_by(rows)
 
@@ -141,9 +138,9 @@ class Kept:
 
 def stamp(model: Path, transcripts: bool = False) -> str:
     """Of a model's weights, or of those alone that its transcripts depend on."""
-    config = json.loads((model / "config.json").read_text())
+    able = FastSLMConfig.from_pretrained(model).capabilities
     digest = hashlib.sha256()
-    of_speech = transcripts and config["transcript_reader"] in ("whisper", "ctc")
+    of_speech = transcripts and able.decoder in ("whisper", "ctc")
     for name, weight in sorted(load_file(model / "model.safetensors").items()):
         if name.startswith(SPEECH_PARTS) or not of_speech:
             digest.update(name.encode())
@@ -153,8 +150,8 @@ def stamp(model: Path, transcripts: bool = False) -> str:
 
 def taught(model: Path) -> Sequence[str]:
     """The tasks that a model says its language model was taught from speech."""
-    config = json.loads((model / "config.json").read_text())
-    return (config["llm_tasks"] or tuple(TASK_OF.values())) if config["llm_reads_speech"] else ()
+    tasks = FastSLMConfig.from_pretrained(model).capabilities.tasks
+    return tuple(TASK_OF.values()) if tasks is None else tasks
 
 
 def tables(

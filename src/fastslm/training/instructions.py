@@ -104,8 +104,8 @@ class InstructionTuning(Answers):
         else:
             self.model.language_model.activation_checkpointing_disable()
         # Without sound it cannot be taught, and what is not taught must not disturb the words.
-        nn.init.zeros_(model.projector.weight)
-        nn.init.zeros_(model.projector.bias)
+        for parameter in model.projector.parameters():
+            nn.init.zeros_(parameter)
         limit = phase.max_minutes
         self.sources = [(read_instructions(source.path, limit), source.share) for source in recipe.data.instructions]
         validation = recipe.data.instructions_validation
