@@ -179,7 +179,7 @@ def main() -> None:
     also = "".join(f" {path}" for path in chosen.also)
     lines = [
         f"`python benchmarks/compositions.py {os.path.relpath(chosen.data)}{f' --also{also}' if also else ''}`, "
-        f"{system.model.name}, reader {system.reader}, {date.today()}:",
+        f"{system.model.name}, decoder {system.decoder}, {date.today()}:",
         "",
         "| clips of | composed by | compositions | clips in them | words | WER, alone | WER, composed | times |",
         "|---|---|---|---|---|---|---|---|",

@@ -4,7 +4,7 @@
 
 The encoder's 1500 frames of a window are averaged to fewer and given to the decoder; then each token's slot of them is
 reduced to its first principal components, fitted on training clips, and written back. No training is involved: this is
-where the unfolder of `src/fastslm/model/whisper_reader.py` has its frame rate from.
+where the unfolder of `src/fastslm/model/whisper_decoder.py` has its frame rate from.
 """
 
 import argparse

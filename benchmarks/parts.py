@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fastslm
 from fastslm.audio import stream_audio
 from fastslm.features import window_mel
+from fastslm.inference.cascade import speech_embeddings
 from fastslm.longform.encoder import GROUP_WINDOWS, WindowEncoder
 from fastslm.longform.readers import WhisperDecoderReader
 
@@ -81,19 +82,23 @@ def measure(model_name: str, file: Path) -> tuple[list[dict[str, Any]], int]:
         frames = [encoder.frames(group) for group in groups]
         add("HFQ-Former", name, lambda e=encoder, f=frames: [e.fold(group) for group in f])
     tokens = WindowEncoder(model).tokens(features)
-    if model.reader is not None:
+    if model.whisper_decoder is not None:
         reader: Any = WhisperDecoderReader(model, loaded.processor)
         together = tokens.split(reader.read_together)
         for name in (FLOAT32, BFLOAT16):
             if name == BFLOAT16:
-                model.reader.read_in(torch.bfloat16)
-            add("unfolder", name, lambda: model.reader.unfolded(tokens))
-            add("unfolder and Whisper's decoder", name, lambda: [model.reader.read(group, 200) for group in together])
+                model.whisper_decoder.read_in(torch.bfloat16)
+            add("unfolder", name, lambda: model.whisper_decoder.unfolded(tokens))
+            add(
+                "unfolder and Whisper's decoder",
+                name,
+                lambda: [model.whisper_decoder.read(group, 200) for group in together],
+            )
     if model.ctc_head is not None:
         add("unfolder, and CTC head in float32", BFLOAT16, lambda: model.letters(tokens))
     prompt = loaded.processor.expand([loaded.processor.build_prompt("ask", question=QUESTION)], [len(tokens)])
     ids = loaded.processor.tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
-    speech = model.project(tokens).reshape(-1, model.projector.out_features)
+    speech = speech_embeddings(model, loaded.processor, tokens).reshape(-1, model.config.text_hidden_size)
     add(
         f"language model, {ids.shape[1]:,} places to the first token",
         FLOAT32,

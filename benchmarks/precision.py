@@ -29,18 +29,18 @@ SYSTEMS = ((FLOAT, FLOAT), (HALF, FLOAT), (FLOAT, HALF), (HALF, HALF))
 
 
 @torch.inference_mode()
-def read(reader: Any, tokens: torch.Tensor, together: int = TOGETHER) -> list[str]:
+def read(decoder: Any, tokens: torch.Tensor, together: int = TOGETHER) -> list[str]:
     """The text of each window."""
-    return [read.text for group in tokens.split(together) for read in reader.read(group, NEW_TOKENS)]
+    return [read.text for group in tokens.split(together) for read in decoder.read(group, NEW_TOKENS)]
 
 
 def measure(model_name: str, data: Path, clips: int) -> list[str]:
     """The table's rows."""
     exact = fastslm.load(model_name, device="cpu", dtype=FLOAT, quiet=True).model
-    assert exact.reader is not None
-    half = deepcopy(exact.reader)
+    assert exact.whisper_decoder is not None
+    half = deepcopy(exact.whisper_decoder)
     half.decoder.bfloat16()
-    readers = {FLOAT: exact.reader, HALF: half}
+    decoders = {FLOAT: exact.whisper_decoder, HALF: half}
     found = {name: read_manifest(data / f"{name}.jsonl")[:clips] for name in SETS}
     features = window_mel(
         [clip.read() for own in found.values() for clip in own], exact.config.audio_config.num_mel_bins
@@ -60,9 +60,9 @@ def measure(model_name: str, data: Path, clips: int) -> list[str]:
             own = torch.cat([engine.tokens(group) for group in features.split(engine.group_windows)]).float()
             tokens[encoder] = (own, time.process_time() - started)
         started = time.process_time()
-        texts = read(readers[decoder], tokens[encoder][0])
+        texts = read(decoders[decoder], tokens[encoder][0])
         spent = time.process_time() - started
-        alone = sum(a != b for a, b in zip(texts, read(readers[decoder], tokens[encoder][0], 1), strict=True))
+        alone = sum(a != b for a, b in zip(texts, read(decoders[decoder], tokens[encoder][0], 1), strict=True))
         first = first or texts
         rates, done = [], 0
         for own_clips in found.values():

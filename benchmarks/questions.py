@@ -95,7 +95,7 @@ class Row:
 def systems(model: Any) -> list[System]:
     """Ours and the two baselines."""
     torch.manual_seed(0)
-    hidden, text_hidden = model.config.hfq_config.hidden_size, model.projector.out_features
+    hidden, text_hidden = model.config.hfq_config.hidden_size, model.config.text_hidden_size
     stacked, pooled = Stacked(hidden, text_hidden).eval(), Pooled(hidden, text_hidden).eval()
     return [
         System("FastSLM, 50 a window", model.config.tokens_per_window, lambda x: model.project(model.hfq_former(x))),

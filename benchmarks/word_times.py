@@ -1,6 +1,6 @@
 """How far word times are from a forced alignment's: start and end of every word that was read right, in milliseconds.
 
-    python benchmarks/word_times.py [--manifest MANIFEST] [--model fastslm-tiny] [--reader auto] [--clips 60]
+    python benchmarks/word_times.py [--manifest MANIFEST] [--model fastslm-tiny] [--decoder auto] [--clips 60]
 
 MANIFEST has `words`, a list of [start, end, word] for each clip; by default LibriSpeech's that lies in ../shared/data
 beside the repository. Words are matched by aligning the two texts, case and marks aside. Prints Markdown.
@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", type=Path, default=MANIFEST)
     parser.add_argument("--model", default="fastslm-tiny")
-    parser.add_argument("--reader", default="auto", choices=("auto", "ctc", "whisper"))
+    parser.add_argument("--decoder", default="auto", choices=("auto", "ctc", "whisper"))
     parser.add_argument("--clips", type=int, default=60)
     options = parser.parse_args()
     clips = [clip for clip in read_manifest(options.manifest) if clip.words][: options.clips]
@@ -66,12 +66,12 @@ def main() -> None:
     for clip in clips:
         words = [Word(text, start, end) for start, end, text in clip.words or ()]
         known += len(words)
-        pairs += matched(words, words_of(model.transcribe(clip.read(), reader=options.reader)))
+        pairs += matched(words, words_of(model.transcribe(clip.read(), decoder=options.decoder)))
     if not pairs:
         raise SystemExit(
-            f"None of the {known} words of {len(clips)} clips was read right: give another model or reader."
+            f"None of the {known} words of {len(clips)} clips was read right: give another model or decoder."
         )
-    print(f"{options.model}, reader {options.reader}: {len(pairs)} of {known} words in {len(clips)} clips matched.\n")
+    print(f"{options.model}, decoder {options.decoder}: {len(pairs)} of {known} words in {len(clips)} clips matched.\n")
     print("| error, ms | median | 90th percentile | median with its sign |\n| --- | --- | --- | --- |")
     print(row("start of a word", [ours.start - theirs.start for theirs, ours in pairs]))
     print(row("end of a word", [ours.end - theirs.end for theirs, ours in pairs]))

@@ -17,7 +17,7 @@ from fastslm.longform.fingerprint import model_fingerprint
 from fastslm.longform.live import UPDATE_SECONDS, LiveText, transcribe_stream
 from fastslm.longform.memory import SUFFIX, SpeechMemory
 from fastslm.longform.questions import Answerer, AnswerOptions
-from fastslm.longform.readers import Method, Reader, reader_named
+from fastslm.longform.readers import Decoder, Method, reader_named
 from fastslm.longform.repetition import Repetition
 from fastslm.longform.results import Answer, Transcript
 from fastslm.longform.transcription import NoSpeech, Transcriber, TranscriptionOptions
@@ -109,7 +109,7 @@ class FastSLM:
         source: Source,
         *,
         language: str | None = None,
-        reader: Reader = "auto",
+        decoder: Decoder = "auto",
         max_new_tokens: int | None = None,
         method: Method = "window",
         context_windows: int | None = None,
@@ -119,23 +119,25 @@ class FastSLM:
         sampling_rate: float | None = None,
         partial: bool = False,
         on_progress: OnProgress | None = None,
+        reader: Decoder | None = None,
     ) -> Transcript:
         """What is said in a recording of any length, with the times of its windows and, from the CTC head, its words.
 
         Args:
-            language, reader, max_new_tokens, method, context_windows, repetition, no_speech: those of
+            language, decoder, max_new_tokens, method, context_windows, repetition, no_speech, reader: those of
                 `TranscriptionOptions`.
             cuts, sampling_rate, partial: those of `encode`.
             on_progress: that of `encode`; of a memory, told how much of it is read.
 
         Raises:
             AudioError: the recording cannot be read.
-            OptionError: an unknown language, reader or method, or one that does not go with the others.
+            OptionError: an unknown language, decoder or method, or one that does not go with the others.
             CheckpointError: a memory of another model.
         """
         started = monotonic()
-        options = TranscriptionOptions(language, reader, max_new_tokens, method, context_windows, repetition, no_speech)
-        options = options.resolved(self.model)
+        options = TranscriptionOptions(
+            language, decoder, max_new_tokens, method, context_windows, repetition, no_speech, reader
+        ).resolved(self.model)
         memory = self.encode(source, sampling_rate=sampling_rate, cuts=cuts, partial=partial, on_progress=on_progress)
         # The encoding was told of; of a memory, the reading is all the work.
         reading = on_progress if _is_memory(source) else None
@@ -147,7 +149,7 @@ class FastSLM:
         sources: Iterable[AudioSource],
         *,
         language: str | None = None,
-        reader: Reader = "auto",
+        decoder: Decoder = "auto",
         max_new_tokens: int | None = None,
         method: Method = "window",
         context_windows: int | None = None,
@@ -155,13 +157,15 @@ class FastSLM:
         no_speech: NoSpeech | None = None,
         cuts: Cuts | None = None,
         partial: bool = False,
+        reader: Decoder | None = None,
     ) -> Iterator[Transcript]:
         """As `transcribe`, for many recordings, in their order: short ones share the model's batches.
 
         The text of each is that which it has alone. Processing time is shared out by duration.
         """
-        options = TranscriptionOptions(language, reader, max_new_tokens, method, context_windows, repetition, no_speech)
-        options = options.resolved(self.model)
+        options = TranscriptionOptions(
+            language, decoder, max_new_tokens, method, context_windows, repetition, no_speech, reader
+        ).resolved(self.model)
         named = ((name_of(own), own) for own in sources)
         memories = self.encoder.encode_many(named, cuts=cuts or own_cuts(self.model), partial=partial)
         yield from self.transcriber.transcribe(memories, options)
@@ -260,7 +264,7 @@ class FastSLM:
 def own_cuts(model: FastSLMForConditionalGeneration) -> Cuts:
     """Where windows end unless it is said: at pauses for a model whose transcripts are written token by token.
 
-    Such a reader loses fewer words at them (docs/benchmarks.md). They need a log-mel of each window alone.
+    Such a decoder loses fewer words at them (docs/benchmarks.md). They need a log-mel of each window alone.
     """
     writes = reader_named("auto", model).writes_tokens
     return "quiet" if writes and model.config.mel_mode == "window" else "fixed"

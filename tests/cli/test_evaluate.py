@@ -61,12 +61,12 @@ def test_the_json_object_holds_what_is_needed_to_get_it_again(manifest: Path, ti
     assert json.loads(capsys.readouterr().out) == report
 
 
-def test_a_reader_that_the_model_lacks_is_said_before_it_is_loaded(
+def test_a_decoder_that_the_model_lacks_is_said_before_it_is_loaded(
     manifest: Path, tiny_checkpoint: Path, capsys, monkeypatch
 ) -> None:
     monkeypatch.setattr("fastslm.cli.evaluate.load_quietly", lambda *_: pytest.fail("a model was loaded"))
-    command = ["evaluate", "asr", "--manifest", str(manifest), "--model", str(tiny_checkpoint), "--reader"]
-    for reader, words in (("wisper", "did you mean 'whisper'"), ("whisper", "The model has no unfolder")):
+    command = ["evaluate", "asr", "--manifest", str(manifest), "--model", str(tiny_checkpoint), "--decoder"]
+    for reader, words in (("wisper", "did you mean 'whisper'"), ("whisper", "The model has no Whisper decoder")):
         assert run([*command, reader]) == 2
         assert words in capsys.readouterr().err
 
@@ -82,7 +82,7 @@ def test_without_json_a_person_reads_it(manifest: Path, tiny_checkpoint: Path, c
     ("arguments", "words"),
     [
         (["--system", "whispr"], "did you mean 'whisper'"),
-        (["--system", "whisper", "--reader", "ctc"], "leave them out"),
+        (["--system", "whisper", "--decoder", "ctc"], "leave them out"),
         (["--limit", "0"], "greater than or equal to 1"),
         (["--reader", "tcc"], "did you mean 'ctc'"),
         (["--system", "cascade"], "cannot transcribe: choose fastslm or whisper"),

@@ -140,7 +140,7 @@ def test_a_result_is_not_written_over_the_prefix_file(fastslm, talk: Path, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["transcribe", "--method", "whole"], "cannot read by the method whole"),
+        (["transcribe", "--method", "whole"], "decoder ctc has no method whole"),
         (["transcribe", "--repetition", "cut"], "writes no tokens"),
         (["summarize", "--rope-scaling", "0.5"], "above 1"),
         (["summarize", "--method", "whole", "--span-seconds", "60"], "by the method map_reduce"),
@@ -276,7 +276,8 @@ def test_a_sample_far_inside_that_is_no_number_is_named_by_its_second_and_leaves
     [
         (["transcribe", "--model", "fastslm-tinny"], "did you mean 'fastslm-tiny'"),
         (["transcribe", "--language", "klingon"], "no language 'klingon'"),
-        (["transcribe", "--reader", "lmm"], "no reader 'lmm', did you mean 'llm'"),
+        (["transcribe", "--decoder", "lmm"], "no decoder 'lmm', did you mean 'llm'"),
+        (["transcribe", "--decoder", "llm", "--reader", "ctc"], "--reader is the old name of --decoder"),
         (["transcribe", "--format", "sr"], "did you mean 'srt'"),
         (["transcribe", "--json", "--format", "srt"], "choose one of them"),
         (["transcribe", "--max-new-tokens", "5"], "leave it out"),
@@ -288,9 +289,9 @@ def test_a_sample_far_inside_that_is_no_number_is_named_by_its_second_and_leaves
         (["ask", ""], "no question"),
         (["transcribe", "", "--reader", "ctc"], "A path is empty"),
         (["transcribe", "--output-dir", ""], "A path is empty"),
-        (["transcribe", "--reader", "llm", "--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["transcribe", "--decoder", "llm", "--max-new-tokens", "0"], "max_new_tokens is 0"),
         (["translate", "--max-new-tokens", "-3"], "max_new_tokens is -3"),
-        (["transcribe", "--reader", "ctc", "--method", "whole"], "cannot read by the method whole"),
+        (["transcribe", "--decoder", "ctc", "--method", "whole"], "decoder ctc has no method whole"),
         (["transcribe", "--method", "windows"], "did you mean 'window'"),
         (["transcribe", "--cuts", "quit"], "did you mean 'quiet'"),
         (["transcribe", "--context-windows", "2"], "by the method context"),

@@ -140,5 +140,12 @@ def test_texts_do_not_depend_on_how_many_windows_are_read_together(speech: Any) 
 def test_auto_is_the_reader_that_the_configuration_names(speech: Any, tiny: Any) -> None:
     assert reader_named("auto", speech.model) is WhisperDecoderReader
     assert reader_named("auto", tiny.model) is CTCReader
-    with pytest.raises(OptionError, match="no unfolder for Whisper's decoder to read with: choose the reader ctc"):
+    with pytest.raises(OptionError, match="no Whisper decoder with its unfolder: choose the decoder ctc"):
         reader_named("whisper", tiny.model)
+
+
+def test_the_option_may_be_called_by_its_old_name() -> None:
+    assert TranscriptionOptions(reader="llm").decoder == "llm"
+    assert TranscriptionOptions(decoder="ctc", reader="ctc").decoder == "ctc"
+    with pytest.raises(OptionError, match="'ctc' and reader 'llm' are the same option"):
+        TranscriptionOptions(decoder="ctc", reader="llm")

@@ -125,7 +125,7 @@ def test_the_result_says_by_which_options_it_came_about(tiny: FastSLM) -> None:
     options = tiny.transcribe(noise(1), reader="llm", method="context", max_new_tokens=4).as_dict()["options"]
     assert options == {
         "language": "en",
-        "reader": "llm",
+        "decoder": "llm",
         "max_new_tokens": 4,
         "method": "context",
         "context_windows": 2,
@@ -200,7 +200,7 @@ def test_numbers_of_numpy_are_told_as_json(tiny: FastSLM) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"method": "whole"}, "reader ctc cannot read by the method whole: choose the reader llm"),
+        ({"method": "whole"}, "decoder ctc has no method whole: choose the decoder llm"),
         ({"method": "windw"}, "did you mean 'window'"),
         ({"reader": "llm", "context_windows": 2}, "by the method context"),
         ({"reader": "llm", "method": "context", "context_windows": 0}, "is 0 by .* 1 or more"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastslm.cli.files import load_quietly, progress_bar
-from fastslm.cli.options import Device, DType, Model, Reader, refuse_overwriting
+from fastslm.cli.options import Decoder, Device, DType, Model, Reader, named_decoder, refuse_overwriting
 from fastslm.errors import OptionError
 
 if TYPE_CHECKING:
@@ -49,16 +49,28 @@ def asr(
     model: Model = DEFAULT_MODEL,
     system: Transcriber = "fastslm",
     limit: Limit = None,
-    reader: Reader = "auto",
+    decoder: Decoder = "auto",
     predictions: WriteTo = None,
     as_json: AsJson = False,
     device: Device = "auto",
     dtype: DType = "auto",
+    reader: Reader = None,
 ) -> None:
     """Word and character error rates of transcripts."""
     from fastslm.evaluation.suites.asr import Recognition
 
-    _measure(Recognition(), manifest, model, system, limit, predictions, as_json, device, dtype, reader=reader)
+    _measure(
+        Recognition(),
+        manifest,
+        model,
+        system,
+        limit,
+        predictions,
+        as_json,
+        device,
+        dtype,
+        decoder=named_decoder(decoder, reader),
+    )
 
 
 @app.command()
@@ -67,16 +79,28 @@ def silence(
     model: Model = DEFAULT_MODEL,
     system: Transcriber = "fastslm",
     limit: Limit = None,
-    reader: Reader = "auto",
+    decoder: Decoder = "auto",
     predictions: WriteTo = None,
     as_json: AsJson = False,
     device: Device = "auto",
     dtype: DType = "auto",
+    reader: Reader = None,
 ) -> None:
     """Words that are written about clips in which nobody speaks."""
     from fastslm.evaluation.suites.silence import Silence
 
-    _measure(Silence(), manifest, model, system, limit, predictions, as_json, device, dtype, reader=reader)
+    _measure(
+        Silence(),
+        manifest,
+        model,
+        system,
+        limit,
+        predictions,
+        as_json,
+        device,
+        dtype,
+        decoder=named_decoder(decoder, reader),
+    )
 
 
 @app.command()
@@ -179,7 +203,7 @@ def _measure(
     device: str,
     dtype: str,
     *,
-    reader: str = "auto",
+    decoder: str = "auto",
     max_new_tokens: int | None = None,
 ) -> None:
     """Run a suite and print its report. What is wrong with the files is said before the model is loaded.
@@ -191,18 +215,18 @@ def _measure(
     from fastslm.writing import require_place
 
     system_named(system, suite.task)
-    if system != "fastslm" and (reader != "auto" or model != DEFAULT_MODEL):
-        raise OptionError("--model and --reader belong to the system fastslm: leave them out.")
+    if system != "fastslm" and (decoder != "auto" or model != DEFAULT_MODEL):
+        raise OptionError("--model and --decoder belong to the system fastslm: leave them out.")
     if predictions is not None:
         refuse_overwriting(predictions, [manifest])
         require_place(predictions)
     requests = read_requests(suite, manifest, limit)
-    if reader != "auto":
+    if decoder != "auto":
         from fastslm.loading import unloaded
         from fastslm.longform.readers import reader_named
 
-        reader_named(reader, unloaded(model))
-    chosen = _system(system, model, device, dtype, reader, max_new_tokens)
+        reader_named(decoder, unloaded(model))
+    chosen = _system(system, model, device, dtype, decoder, max_new_tokens)
     count = len(requests)
     with progress_bar(manifest.name) as show:
         done = predict(suite, chosen, manifest, requests, lambda done: show(done, count, f"{done} of {count} clips"))
@@ -213,11 +237,11 @@ def _measure(
         _print(suite, report(suite, done), as_json)
 
 
-def _system(name: str, model: str, device: str, dtype: str, reader: str, max_new_tokens: int | None) -> "System":
+def _system(name: str, model: str, device: str, dtype: str, decoder: str, max_new_tokens: int | None) -> "System":
     if name == "fastslm":
         from fastslm.evaluation.systems import FastSLMSystem
 
-        return FastSLMSystem(load_quietly(model, device, dtype), reader, max_new_tokens)
+        return FastSLMSystem(load_quietly(model, device, dtype), decoder, max_new_tokens)
     from fastslm.evaluation.baselines import load_cascade, load_whisper
 
     if name == "whisper":

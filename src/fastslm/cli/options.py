@@ -44,9 +44,20 @@ MaxNewTokens = Annotated[
     int | None,
     typer.Option(help="Tokens that the language model may write; by default enough.", show_default=False),
 ]
-Reader = Annotated[
-    str, typer.Option(help="What reads the speech tokens: ctc, whisper, llm, or auto, the best of them in this model.")
+Decoder = Annotated[
+    str, typer.Option(help="What writes the transcript: ctc, whisper, llm, or auto, the best of them in this model.")
 ]
+# What --decoder was called before.
+Reader = Annotated[str | None, typer.Option("--reader", hidden=True)]
+
+
+def named_decoder(decoder: str, reader: str | None) -> str:
+    """The decoder that was asked for, by either name of the option."""
+    if reader is not None and decoder not in ("auto", reader):
+        raise OptionError("--reader is the old name of --decoder, and both were given: leave --reader out.")
+    return reader or decoder
+
+
 Cuts = Annotated[
     str | None,
     typer.Option(

@@ -12,6 +12,7 @@ from fastslm.cli.files import for_each_file, name_written, output_paths, warn
 from fastslm.cli.options import (
     AsJson,
     Cuts,
+    Decoder,
     Device,
     DType,
     Files,
@@ -20,6 +21,7 @@ from fastslm.cli.options import (
     OutputDir,
     Partial,
     Reader,
+    named_decoder,
     path_named,
 )
 from fastslm.cli.task_options import (
@@ -58,7 +60,7 @@ def transcribe(
     language: Annotated[
         str | None, typer.Option(help="What is spoken; by default the model's first language.", show_default=False)
     ] = None,
-    reader: Reader = "auto",
+    decoder: Decoder = "auto",
     max_new_tokens: MaxNewTokens = None,
     method: Method = "window",
     context_windows: ContextWindows = None,
@@ -68,6 +70,7 @@ def transcribe(
     partial: Partial = False,
     device: Device = "auto",
     dtype: DType = "auto",
+    reader: Reader = None,
 ) -> None:
     """Write down what is said, with times."""
     from fastslm.longform.cuts import check_cuts
@@ -82,7 +85,7 @@ def transcribe(
         raise OptionError(f"Several {form.name} files cannot follow one another on standard output: give --output-dir.")
     options: dict[str, Any] = {
         "language": language,
-        "reader": reader,
+        "decoder": named_decoder(decoder, reader),
         "max_new_tokens": max_new_tokens,
         "method": method,
         "context_windows": context_windows,

@@ -11,7 +11,7 @@ from fastslm.errors import OptionError
 from fastslm.longform.memory import SpeechMemory
 from fastslm.longform.questions import AnswerOptions, reader_of_answers
 from fastslm.longform.results import Answer
-from fastslm.longform.transcription import Reader, TranscriptionOptions
+from fastslm.longform.transcription import Decoder, TranscriptionOptions
 from fastslm.prompts import TASKS
 from fastslm.speech import FastSLM, own_cuts
 
@@ -57,20 +57,20 @@ class System(Protocol):
 
 
 class FastSLMSystem:
-    """A FastSLM with one reader.
+    """A FastSLM with one decoder.
 
     Args:
-        reader: of transcripts; the other tasks are the language model's.
+        decoder: of transcripts; the other tasks are the language model's.
         max_new_tokens: of each text; by default what the task allows.
     """
 
     tasks = SYSTEMS["fastslm"]
 
-    def __init__(self, model: FastSLM, reader: str = "auto", max_new_tokens: int | None = None):
+    def __init__(self, model: FastSLM, decoder: str = "auto", max_new_tokens: int | None = None):
         self.model = model
         self.max_new_tokens = max_new_tokens
-        options = TranscriptionOptions(reader=reader)  # type: ignore[arg-type]
-        self.reader: Reader = options.resolved(model.model).reader
+        options = TranscriptionOptions(decoder=decoder)  # type: ignore[arg-type]
+        self.decoder: Decoder = options.resolved(model.model).decoder
 
     def facts(self, task: str) -> dict[str, Any]:
         """As `System`."""
@@ -79,7 +79,7 @@ class FastSLMSystem:
             "system": "fastslm",
             "model": self.model.name,
             "fingerprint": self.model.fingerprint,
-            "reader": self.reader if task == "transcribe" else reader_of_answers(self.model.model),
+            "reader": self.decoder if task == "transcribe" else reader_of_answers(self.model.model),
             "max_new_tokens": self.max_new_tokens,
             "device": parameters.device.type,
             "dtype": str(parameters.dtype).removeprefix("torch."),
@@ -91,7 +91,7 @@ class FastSLMSystem:
         if task == "transcribe":
             waveforms = (heard.waveform for heard in recordings)
             for transcript in self.model.transcribe_many(
-                waveforms, reader=self.reader, max_new_tokens=self.max_new_tokens
+                waveforms, decoder=self.decoder, max_new_tokens=self.max_new_tokens
             ):
                 yield [Reply(transcript.text, transcript.finish_reason)]
             return

@@ -1,6 +1,6 @@
 """What reads the speech tokens of windows: the CTC head, Whisper's decoder, the language model, behind one protocol.
 
-A further reader is one class here, and its name in `Reader`.
+A further one is one class here, and its name in `Decoder`.
 """
 
 import math
@@ -37,7 +37,7 @@ from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 from fastslm.prompts import CONTROL_TOKEN
 
-Reader = Literal["auto", "ctc", "whisper", "llm"]
+Decoder = Literal["auto", "ctc", "whisper", "llm"]
 # Each window alone; each with those before it; all of them in one prompt.
 Method = Literal["window", "context", "whole"]
 NoSpeech = Literal["skip", "read"]
@@ -124,7 +124,7 @@ class CTCReader:
     @staticmethod
     def lacking(model: FastSLMForConditionalGeneration) -> str | None:
         """As `WindowReader`."""
-        return "The model has no CTC head to read with: choose the reader llm." if model.ctc_head is None else None
+        return "The model has no CTC head: choose the decoder llm." if model.ctc_head is None else None
 
     def caveats(self) -> list[str]:
         """As `WindowReader`."""
@@ -165,7 +165,7 @@ class WhisperDecoderReader:
     def lacking(model: FastSLMForConditionalGeneration) -> str | None:
         """As `WindowReader`."""
         if model.whisper_decoder is None:
-            return "The model has no unfolder for Whisper's decoder to read with: choose the reader ctc or llm."
+            return "The model has no Whisper decoder with its unfolder: choose the decoder ctc or llm."
         return None
 
     def caveats(self) -> list[str]:
@@ -336,7 +336,7 @@ def choose_method(name: str, reader: type[WindowReader]) -> Method:
     if name not in reader.methods:
         able = [other.name for other in READERS.values() if name in other.methods]
         raise OptionError(
-            f"The reader {reader.name} cannot read by the method {name}: choose the reader {' or '.join(able)}, or "
+            f"The decoder {reader.name} has no method {name}: choose the decoder {' or '.join(able)}, or "
             f"the method {' or '.join(reader.methods)}."
         )
     return cast(Method, name)
@@ -352,7 +352,7 @@ def reader_named(name: str, model: FastSLMForConditionalGeneration) -> type[Wind
     if name not in known:
         near = get_close_matches(str(name), known, n=1)
         hint = f", did you mean {near[0]!r}" if near else ""
-        raise OptionError(f"There is no reader {name!r}{hint}: choose one of {', '.join(known)}.")
+        raise OptionError(f"There is no decoder {name!r}{hint}: choose one of {', '.join(known)}.")
     if name == "auto":
         name = model.config.capabilities.decoder or ("llm" if CTCReader.lacking(model) else "ctc")
     reader = READERS[name]

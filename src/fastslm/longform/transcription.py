@@ -1,7 +1,7 @@
 """Transcripts of any length, by whichever part of the model reads best, by one of three methods."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import InitVar, asdict, dataclass, replace
 from itertools import islice
 from time import monotonic
 from typing import Any, get_args
@@ -17,10 +17,10 @@ from fastslm.longform.readers import (
     READERS,
     SILENT,
     CTCReader,
+    Decoder,
     LLMReader,
     Method,
     NoSpeech,
-    Reader,
     Reading,
     WhisperDecoderReader,
     WindowReader,
@@ -43,10 +43,10 @@ class TranscriptionOptions:
 
     Attributes:
         language: code or English name of what is spoken; `None` is the model's first language. It is checked against
-            what the model was trained on and reported; it does not steer the reader.
-        reader: `ctc`, the CTC head reads the speech tokens; `llm`, the language model does, as the paper has it;
-            `auto`, what the checkpoint's configuration names as the better of the two.
-        max_new_tokens: of a reader that writes tokens, for one window, or by the method `whole` for all; `None` grows
+            what the model was trained on and reported; it does not steer the decoder.
+        decoder: what writes the text: `ctc`, the CTC head; `whisper`, Whisper's decoder; `llm`, the language model, as
+            the paper has it; `auto`, what the checkpoint's configuration names as the best of them.
+        max_new_tokens: of a decoder that writes tokens, for one window, or by the method `whole` for all; `None` grows
             with the seconds.
         method: `window`, each window alone, many at once; `context`, each with up to `context_windows` before it and
             what was read there; `whole`, all in one prompt, up to the language model's context.
@@ -54,33 +54,39 @@ class TranscriptionOptions:
         repetition: what is done about a text that says the same again and again: `retry`, it is written again with
             what holds against that, and cut if nothing helps; `cut`, cut at once; `keep`, nothing.
         no_speech: what is done about windows with sound in which the CTC head hears not a letter, such as music:
-            `skip`, they get an empty text; `read`, they are read. By default they are skipped by a reader that writes
+            `skip`, they get an empty text; `read`, they are read. By default they are skipped by a decoder that writes
             tokens, which might invent some, if the model has a CTC head.
+        reader: what `decoder` was called before.
     """
 
     language: str | None = None
-    reader: Reader = "auto"
+    decoder: Decoder = "auto"
     max_new_tokens: int | None = None
     method: Method = "window"
     context_windows: int | None = None
     repetition: Repetition = "retry"
     no_speech: NoSpeech | None = None
+    reader: InitVar[Decoder | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, reader: Decoder | None) -> None:
+        if reader is not None:
+            if self.decoder not in ("auto", reader):
+                raise OptionError(f"decoder {self.decoder!r} and reader {reader!r} are the same option: give decoder.")
+            object.__setattr__(self, "decoder", reader)
         plain_numbers(self)
 
     def resolved(self, model: FastSLMForConditionalGeneration) -> "TranscriptionOptions":
         """The same with nothing left open, checked against a model.
 
         Raises:
-            OptionError: an unknown language or reader, one that the model lacks, or an option that changes nothing.
+            OptionError: an unknown language or decoder, one that the model lacks, or an option that changes nothing.
         """
-        reader = reader_named(self.reader, model)
+        reader = reader_named(self.decoder, model)
         check_budget(self.max_new_tokens)
         idle = {"max_new_tokens": self.max_new_tokens is not None, "repetition": self.repetition != "retry"}
         idle["no_speech"] = self.no_speech is not None
         for option in (name for name, given in idle.items() if given and not reader.writes_tokens):
-            raise OptionError(f"{option} was given, but the reader {reader.name} writes no tokens: leave it out.")
+            raise OptionError(f"{option} was given, but the decoder {reader.name} writes no tokens: leave it out.")
         method = choose_method(self.method, reader)
         check_repetition(self.repetition)
         context = self.context_windows
@@ -98,7 +104,7 @@ class TranscriptionOptions:
             self,
             no_speech=(self.no_speech or skip) if reader.writes_tokens else None,
             language=_spoken(self.language, model.config.capabilities.languages),
-            reader=reader.name,  # type: ignore[arg-type]
+            decoder=reader.name,  # type: ignore[arg-type]
             method=method,
             context_windows=context or (CONTEXT_WINDOWS if method == "context" else None),
         )
@@ -159,7 +165,7 @@ class Transcriber:
             OptionError: by the method `whole`, a recording longer than the language model's context.
         """
         options = options.resolved(self.model)
-        reader = self._reader(options.reader)
+        reader = self._reader(options.decoder)
         clock_started = monotonic() if started is None else started
         for group in _grouped(memories, self._together(reader) if options.method == "window" else 1):
             if options.method == "window":
@@ -344,7 +350,7 @@ def _transcript(
             seconds_heard=heard,
             processing_seconds=processing,
             real_time_factor=processing / memory.duration,
-            reader=options.reader,
+            reader=options.decoder,
             method=options.method,
             prompt_tokens=sum(reading.prompt_tokens for reading in readings),
             cached_tokens=sum(reading.cached_tokens for reading in readings),
@@ -364,7 +370,7 @@ def _remarks(segments: tuple[Segment, ...]) -> list[str]:
     return [
         *(f"No speech was heard from {clock(a)} to {clock(b)}." for a, b in empty if clock(a) != clock(b)),
         *(
-            f"The text from {clock(a)} to {clock(b)} is cut: the reader used up its max_new_tokens."
+            f"The text from {clock(a)} to {clock(b)} is cut: the decoder used up its max_new_tokens."
             for a, b in those("length")
         ),
         *(

@@ -412,7 +412,7 @@ class FastSLMForConditionalGeneration(FastSLMPreTrainedModel, GenerationMixin):
                 "The language model of this checkpoint answers from transcripts, not from speech tokens: use "
                 "fastslm.load, or pass what `fastslm.inference.cascade.inputs_of(model, processor, batch)` returns."
             )
-        return super().generate(*args, **kwargs)
+        return super().generate(*args, **kwargs)  # type: ignore[misc]  # a protocol that no model meets
 
     def letters(self, tokens: torch.Tensor) -> torch.Tensor:
         """What the CTC head hears in tokens: (windows, 50, hidden) → (windows, steps, classes) of log-probabilities.
