@@ -12,8 +12,8 @@ from lhotse import CutSet
 from fastslm.audio import SAMPLE_RATE
 from fastslm.data.composition import Composing, compose
 from fastslm.data.conversion import cuts_to_manifest, manifest_to_cuts, manifest_to_shar
+from fastslm.data.cuts import read_rows
 from fastslm.data.manifest import read_manifest, write_manifest
-from fastslm.data.rows import read_rows
 from fastslm.errors import FastSLMError, ManifestError, OptionError
 
 
@@ -123,7 +123,7 @@ def test_what_cannot_be_written_is_one_sentence_and_nothing_is_left(
     lines = manifest.read_text().splitlines()
     row = json.loads(lines[1]) | {"audio": {"path": "m1.wav", "offset": 0, "length": 99}}
     manifest.write_text(f"{lines[0]}\n{json.dumps(row)}\n")
-    with pytest.raises(FastSLMError, match="no member of a tar archive|cannot be read as a tar archive"):
+    with pytest.raises(FastSLMError, match=r"no member of a tar archive|cannot be read as a tar archive"):
         manifest_to_cuts(manifest, tmp_path / "cuts.jsonl")
     tmp_path.joinpath("m1.wav").write_bytes(b"nothing")
     manifest.write_text("\n".join(lines))

@@ -4,7 +4,7 @@ import gzip
 import json
 import shutil
 from collections.abc import Callable
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 
 from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES
 from fastslm.data.batches import RowBatches, Source
-from fastslm.data.cuts import CutRows
+from fastslm.data.cuts import CutRows, read_rows
 from fastslm.data.loading import RowLoader
-from fastslm.data.rows import Row, read_rows
+from fastslm.data.rows import Row
 from fastslm.errors import AudioError, ManifestError, OptionError
 
 
@@ -181,7 +181,7 @@ def test_a_shar_folder_is_read_shard_after_shard_in_an_order_of_each_epoch(spoke
     rows = read_rows(spoken["shar"])
     assert isinstance(rows, CutRows)
     shards = [[line // 8 for line in rows.epoch([0, 0], number).order] for number in range(12)]
-    assert all(sum(a != b for a, b in zip(own, own[1:], strict=False)) == 2 for own in shards)
+    assert all(sum(a != b for a, b in pairwise(own)) == 2 for own in shards)
     assert len({tuple(own) for own in shards}) > 2
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastslm.data.feature_cache import FeatureCache
+from fastslm.data.feature_cache import Encode, FeatureCache
 from fastslm.data.loading import RowBatch
 from fastslm.data.rows import ManifestRows, Row
 from fastslm.errors import FastSLMError
@@ -24,7 +24,13 @@ def batch_of(rows: list[Row]) -> RowBatch:
     return RowBatch(rows, windows, torch.arange(sum(windows)).float()[:, None, None].expand(-1, 80, 3000), None, {})
 
 
-def encode(features: torch.Tensor) -> torch.Tensor:
+def frames_of(rows: list[Row], cache: FeatureCache, encode: Encode | None = None) -> torch.Tensor:
+    found = batch_of(rows).frames(encode or first_numbers, cache)
+    assert found is not None
+    return found
+
+
+def first_numbers(features: torch.Tensor) -> torch.Tensor:
     return features[:, :2, :3].transpose(1, 2)
 
 
@@ -52,15 +58,15 @@ def test_an_encoder_in_a_folder_is_told_by_its_files(rows: list[Row], tmp_path: 
 
 def test_only_what_is_missing_is_computed(rows: list[Row], tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path / "c", "a")
-    cache.frames(batch_of(rows[:1]), encode)
+    frames_of(rows[:1], cache)
     seen: list[int] = []
 
     def counted(features: torch.Tensor) -> torch.Tensor:
         seen.append(len(features))
-        return encode(features)
+        return first_numbers(features)
 
     assert cache.read(rows) is None
-    assert cache.frames(batch_of(rows), counted).shape == (3, 3, 2)
+    assert frames_of(rows, cache, counted).shape == (3, 3, 2)
     assert seen == [2]
     assert [len(own) for own in cache.read(rows) or ()] == [1, 2]
     assert cache.bytes_of(rows, 3, 2) == 3 * 3 * 2 * 2
@@ -68,17 +74,17 @@ def test_only_what_is_missing_is_computed(rows: list[Row], tmp_path: Path) -> No
 
 def test_a_damaged_file_is_computed_anew(rows: list[Row], tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path / "c", "a")
-    wanted = cache.frames(batch_of(rows), encode)
+    wanted = frames_of(rows, cache)
     cache.path(rows[1]).write_bytes(b"half of it")
     assert cache.read(rows) is None
-    assert torch.equal(cache.frames(batch_of(rows), encode), wanted)
+    assert torch.equal(frames_of(rows, cache), wanted)
     assert cache.read(rows) is not None
 
 
 def test_several_that_write_at_once_leave_whole_files_and_nothing_else(rows: list[Row], tmp_path: Path) -> None:
     caches = [FeatureCache(tmp_path / "c", "a") for _ in range(6)]
     with ThreadPoolExecutor(6) as pool:
-        found = list(pool.map(lambda cache: cache.frames(batch_of(rows), encode), caches))
+        found = list(pool.map(lambda cache: frames_of(rows, cache), caches))
     assert all(torch.equal(own, found[0]) for own in found)
     files = [path for path in (tmp_path / "c").rglob("*") if path.is_file()]
     assert sorted(files) == sorted(caches[0].path(row) for row in rows)
@@ -97,5 +103,5 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(FastSLMError, match="No space left on device"):
-        cache.frames(batch_of(rows), encode)
+        frames_of(rows, cache)
     assert cache.read(rows) is None

@@ -11,9 +11,9 @@ import torch
 
 from fastslm.audio import load_audio
 from fastslm.data.batches import RowBatches, Source
+from fastslm.data.cuts import read_rows
 from fastslm.data.feature_cache import FeatureCache
 from fastslm.data.loading import RowBatch, RowLoader
-from fastslm.data.rows import read_rows
 from fastslm.errors import ManifestError
 from fastslm.features import extract_features
 
@@ -87,7 +87,7 @@ def test_rows_without_sound_have_no_features(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text(line)
     batches = RowBatches([Source(read_rows(tmp_path / "m.jsonl", "translate"))], batch_rows=2)
     batch = next(iter(RowLoader(batches, n_mels=80)))
-    assert (batch.windows_per_row, batch.input_features, batch.encoder_frames) == ([0, 0], None, None)
+    assert (batch.windows_per_row, batch.input_features, batch.frames(encode)) == ([0, 0], None, None)
 
 
 def encode(features: torch.Tensor) -> torch.Tensor:
@@ -101,20 +101,25 @@ def test_cached_frames_come_as_they_were_computed_and_no_recording_is_read_for_t
     cache = FeatureCache(tmp_path / "cache", "tiny")
     first = list(islice(loader(manifest, cache=cache), 2))
     assert all(batch.encoder_frames is None for batch in first)
-    computed = [cache.frames(batch, encode) for batch in first]
+    computed = [batch.frames(encode, cache) for batch in first]
     for batch, frames in zip(first, computed, strict=True):
+        assert frames is not None
         assert frames.shape == (batch.windows, 1500, 4)
         assert frames.dtype == torch.bfloat16
         assert not frames.is_inference()
         assert batch.input_features is not None
         own = [encode(features) for features in batch.input_features.split(batch.windows_per_row)]
         assert torch.equal(frames, torch.cat(own).to(torch.bfloat16))
+        whole = batch.frames(encode)
+        assert whole is not None
+        assert torch.equal(whole, encode(batch.input_features)), "without a cache in one go"
     monkeypatch.setattr("fastslm.data.rows.ClipSound.windows", lambda self: pytest.fail("was read"))
     again = list(islice(loader(manifest, cache=FeatureCache(tmp_path / "cache", "tiny")), 2))
     for batch, frames in zip(again, computed, strict=True):
         assert batch.encoder_frames is not None
+        assert frames is not None
         assert torch.equal(batch.encoder_frames, frames)
-        assert cache.frames(batch, lambda _: pytest.fail("was encoded")) is batch.encoder_frames
+        assert batch.frames(lambda _: pytest.fail("was encoded"), cache) is batch.encoder_frames
     assert [batch.windows_per_row for batch in again] == [batch.windows_per_row for batch in first]
 
 

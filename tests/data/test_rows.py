@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fastslm.audio import WINDOW_SAMPLES, load_audio
-from fastslm.data.rows import ManifestRows, asked_of, read_rows
+from fastslm.data.cuts import read_rows
+from fastslm.data.rows import ManifestRows, asked_of
 from fastslm.errors import ManifestError, OptionError
 
 
