@@ -31,9 +31,12 @@ from safetensors.torch import load_file
 import fastslm
 from fastslm.data.composition import Composing, compose
 from fastslm.data.manifest import Clip, manifest_digest, read_manifest, write_manifest
-from fastslm.data.synthesis import synthesize
+from fastslm.data.tasks import synthesize
 from fastslm.model.heard_words import HeardWords
 from fastslm.training.answers import Answers
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes" / "tiny"))
+from orders import EVALUATED, evaluated
 
 DOCS = Path(__file__).parents[1] / "docs" / "training.md"
 SECTION = "stages"
@@ -72,8 +75,8 @@ class Figure:
 FIGURES = (
     Figure("asr", "librispeech/test", "wer", "words wrong, clips"),
     Figure("asr", "longform/test", "wer", "words wrong, 2 to 7 minutes"),
-    Figure("sqqa", "coffee/test", "exact_match", "orders: exact answers"),
-    Figure("sqqa", "coffee/test", "not_mentioned", 'orders: rightly "not mentioned"'),
+    Figure("sqqa", "orders-test", "exact_match", "orders: exact answers"),
+    Figure("sqqa", "orders-test", "not_mentioned", 'orders: rightly "not mentioned"'),
     Figure("sqqa", "long-orders", "exact_match", "orders in one window of many: exact answers"),
     Figure("sqqa", "long-orders", "not_mentioned", 'orders in one window of many: rightly "not mentioned"'),
     Figure("ssum", "long-talks", "rouge_l", "summaries of 1 to 5 minutes: ROUGE-L", ".3f"),
@@ -87,7 +90,9 @@ def make_long(data: Path, work: Path) -> None:
     clips = read_manifest(data / "librispeech" / "test.jsonl")
     needles = read_manifest(data / "coffee" / "test.jsonl")
     orders = Composing(minutes=LONG_MINUTES, count=LONG_COUNT, seed=7)
-    write_manifest(work / "long-orders.jsonl", compose(clips, orders, work.resolve(), needles=needles))
+    write_manifest(work / "orders-test.jsonl", evaluated(needles, work.resolve()))
+    write_manifest(work / "composed-orders.jsonl", compose(clips, orders, work.resolve(), needles=needles))
+    write_manifest(work / "long-orders.jsonl", evaluated(read_manifest(work / "composed-orders.jsonl"), work.resolve()))
     talks = Composing(minutes=LONG_MINUTES, count=LONG_COUNT, seed=8)
     write_manifest(work / "talks.jsonl", compose(clips, talks, work.resolve()))
     rows = synthesize(read_manifest(work / "talks.jsonl"), work.resolve(), ["summarize"], seed=8)
@@ -233,6 +238,8 @@ def main() -> None:
             if not heard and TASK_OF[suite] not in taught(model):
                 tests[-1][f"{suite} {name}"] = NOT_TAUGHT
                 continue
+            if limit is not None and suite == "sqqa":
+                limit *= len(EVALUATED)  # rows, of which an order has several
             key = f"{weights} {suite} {name} {manifest_digest(manifest)[:12]} {limit}"
             tests[-1][f"{suite} {name}"] = kept.get(
                 key,

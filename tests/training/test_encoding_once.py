@@ -11,7 +11,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from fastslm.data.composition import Composing, compose
 from fastslm.data.manifest import read_manifest, write_manifest
-from fastslm.data.synthesis import synthesize
+from fastslm.data.tasks import synthesize
 from fastslm.training.feature_cache import cache_training_windows, cache_validation_windows
 from fastslm.training.recipe import check_recipe
 from fastslm.training.trainer import Trainer
