@@ -11,6 +11,7 @@ two minutes too, and translated in one prompt and window by window.
 
 import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +27,11 @@ from sacrebleu.metrics.bleu import BLEU
 import fastslm
 from fastslm.audio import SAMPLE_RATE, WINDOW_SECONDS
 from fastslm.data.manifest import Clip, read_manifest
-from fastslm.data.questions import KINDS, order_questions
 from fastslm.evaluation.metrics import normalize_answer
 from fastslm.longform.memory import MemoryFacts, SpeechMemory
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes" / "tiny"))
+from orders import KINDS, order_questions
 
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 # 0 is one prompt.

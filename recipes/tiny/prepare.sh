@@ -19,12 +19,15 @@ label() { # manifest, name: texts with case and marks, as Whisper's decoder is t
 tasks() { # manifest, name, tasks: questions and summaries with their answers
     [ -e "cache/instructions/$2.jsonl" ] || fastslm data synthesize "$1" "cache/instructions/$2.jsonl" --tasks "$3" --seed 1
 }
+orders() { # manifest, name: questions about orders, and about what else is said
+    [ -e "cache/instructions/$2.jsonl" ] || python recipes/tiny/orders.py "$1" "cache/instructions/$2.jsonl" --seed 1
+}
 mixed() { # name, MANIFEST=WEIGHT...: what long recordings are composed of
     [ -e "cache/long/$1.jsonl" ] || fastslm data mix "cache/long/$1.jsonl" "${@:2}"
 }
-long() { # manifest, name, tasks, options: recordings of minutes, and tasks about them
+long() { # manifest, name, tasks (or orders), options: recordings of minutes, and tasks about them
     [ -e "cache/long/$2.jsonl" ] || fastslm data compose "$1" "cache/long/$2.jsonl" "${@:4}" --seed 1
-    tasks "cache/long/$2.jsonl" "$2" "$3"
+    if [ "$3" = orders ]; then orders "cache/long/$2.jsonl" "$2"; else tasks "cache/long/$2.jsonl" "$2" "$3"; fi
 }
 
 translations() { # split: text alone, to be translated
@@ -42,8 +45,8 @@ label cache/more/speechocean/train.jsonl speechocean
 label cache/more/ljspeech/train.jsonl ljspeech
 label "$DATA/coffee/train.jsonl" coffee
 label "$DATA/coffee/validation.jsonl" coffee-validation
-tasks cache/labels/coffee.jsonl coffee ask
-tasks cache/labels/coffee-validation.jsonl coffee-validation ask
+orders cache/labels/coffee.jsonl coffee
+orders cache/labels/coffee-validation.jsonl coffee-validation
 tasks cache/labels/librispeech.jsonl librispeech summarize,ask
 tasks cache/labels/commonvoice.jsonl commonvoice transcribe,summarize,ask
 tasks "$DATA/environment/train.jsonl" environment transcribe,ask
@@ -52,11 +55,11 @@ tasks "$DATA/environment/train.jsonl" environment transcribe,ask
 mixed pieces cache/labels/librispeech.jsonl=1519 cache/labels/commonvoice.jsonl=2053 "$DATA/environment/train.jsonl=240"
 mixed pieces-validation cache/labels/librispeech-validation.jsonl=100 "$DATA/commonvoice/validation.jsonl=132" \
     "$DATA/environment/validation.jsonl=20"
-long cache/long/pieces.jsonl long-orders ask --needles cache/labels/coffee.jsonl --minutes 1-5 --count 240
-long cache/long/pieces.jsonl longest-orders ask --needles cache/labels/coffee.jsonl --minutes 5-15 --count 40
+long cache/long/pieces.jsonl long-orders orders --needles cache/labels/coffee.jsonl --minutes 1-5 --count 240
+long cache/long/pieces.jsonl longest-orders orders --needles cache/labels/coffee.jsonl --minutes 5-15 --count 40
 long cache/labels/librispeech.jsonl long-talks summarize,ask --by speaker --minutes 1-5 --count 160
 long cache/labels/librispeech.jsonl long-dictations transcribe --by speaker --minutes 1-3 --count 120
-long cache/long/pieces-validation.jsonl long-orders-validation ask \
+long cache/long/pieces-validation.jsonl long-orders-validation orders \
     --needles cache/labels/coffee-validation.jsonl --minutes 1-5 --count 20
 long cache/labels/librispeech-validation.jsonl long-talks-validation transcribe,summarize --minutes 1-4 --count 20
 [ -e cache/instructions/long-validation.jsonl ] || fastslm data mix cache/instructions/long-validation.jsonl \

@@ -161,16 +161,21 @@ def test_a_missing_manifest_is_one_sentence(capsys) -> None:
     assert "there is no such manifest" in capsys.readouterr().err
 
 
-def test_orders_are_asked_about_and_two_models_are_compared(
+def test_questions_are_asked_and_two_models_are_compared(
     tmp_path: Path, encode, make_checkpoint, tiny_checkpoint: Path, capsys
 ) -> None:
     encode(tmp_path / "order.wav", noise(2.0))
-    row = {"id": "a", "audio": "order.wav", "duration": 2.0, "slots": {"coffeeDrink": "latte"}}
-    (tmp_path / "orders.jsonl").write_text(json.dumps(row) + "\n")
+    rows = [
+        {"task": "ask", "instruction": f"Which {kind}?", "answer": answer, "kind": kind}
+        for kind, answer in (("fruit", "pear"), ("size", "not mentioned"), ("colour", "not mentioned"))
+    ]
+    shared = {"audio": "order.wav", "duration": 2.0}
+    lines = [json.dumps({"id": str(i)} | shared | row) + "\n" for i, row in enumerate(rows)]
+    (tmp_path / "orders.jsonl").write_text("".join(lines))
     files = []
     for index, model in enumerate((tiny_checkpoint, make_checkpoint(1))):
         files.append(str(tmp_path / f"{index}.jsonl"))
-        asked = ["--manifest", str(tmp_path / "orders.jsonl"), "--kind", "drink", "--kind", "size"]
+        asked = ["--manifest", str(tmp_path / "orders.jsonl"), "--kind", "fruit", "--kind", "size"]
         options = ["--model", str(model), "--max-new-tokens", "4", "--predictions", files[-1]]
         assert run(["evaluate", "sqqa", *asked, *options]) == 0
         assert "2 questions about 1 clips" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from fastslm.data.conversion import manifest_to_cuts, manifest_to_shar
 
 @pytest.fixture
 def make_manifest(tmp_path: Path, encode: Any, tone: Any) -> Callable[..., Path]:
-    """`make_manifest(durations, **columns)`: tones of those seconds, one file each, with a text of one word a second."""
+    """`make_manifest(durations, **columns)`: tones of those seconds in a file each, with a word of text a second."""
 
     def make(durations: list[float], name: str = "m", **columns: Any) -> Path:
         rows = []

@@ -1,5 +1,7 @@
 """Augmentation: each effect does what its figure says, and a sample's own generator decides alone."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from fastslm.audio import SAMPLE_RATE
 from fastslm.data.augmentation import (
     Augmentation,
+    AugmentedRows,
     Effects,
     coded,
     reverberated,
@@ -19,6 +22,8 @@ from fastslm.data.augmentation import (
     sound_level,
     with_noise,
 )
+from fastslm.data.manifest import read_manifest
+from fastslm.data.rows import ManifestRows, Row
 
 ALL = Augmentation(speeds=(0.9, 1.0, 1.1), reverberation=0.5, noise=0.5, codec=0.5)
 
@@ -158,3 +163,31 @@ def test_what_comes_out_never_clips_and_is_the_same_again() -> None:
 def test_what_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(pydantic.ValidationError):
         Augmentation(**wrong)
+
+
+def test_augmented_rows_differ_by_epoch_and_by_nothing_else(make_manifest: Callable[..., Path]) -> None:
+    manifest = make_manifest([2.0, 3.0, 29.0])
+    augmentation = Augmentation(speeds=(0.9, 1.0, 1.1), noise=0.5, reverberation=0.5)
+
+    def epoch(number: int, variants: int = 0) -> dict[str, Row]:
+        rows = AugmentedRows(ManifestRows(manifest), augmentation, read_manifest(manifest)[:1], variants)
+        return {row.id: row for row in rows.epoch([3, 0], number)}
+
+    def digests(rows: dict[str, Row]) -> dict[str, str]:
+        return {name: row.sound.digest() for name, row in rows.items() if row.sound is not None}
+
+    first = epoch(0)
+    assert digests(first) == digests(epoch(0))
+    assert all(digests(first)[name] != own for name, own in digests(epoch(1)).items())
+    assert digests(epoch(2, variants=2)) == digests(first)
+    for row in first.values():
+        assert sum(1 for _ in row.waveforms()) == row.windows, "as long as it says, in whole windows"
+    longest = AugmentedRows(ManifestRows(manifest), augmentation).durations()
+    assert longest.max() == pytest.approx(29 / 0.9)
+
+
+def test_a_row_that_is_played_slowly_takes_the_windows_that_it_then_needs(make_manifest: Callable[..., Path]) -> None:
+    rows = AugmentedRows(ManifestRows(make_manifest([28.0])), Augmentation(speeds=(0.9,)))
+    (row,) = rows.epoch([0, 0], 0)
+    assert (row.windows, row.seconds) == (2, pytest.approx(28 / 0.9))
+    assert len(list(row.waveforms())) == 2

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastslm.data.manifest import manifest_digest, read_manifest, write_manifest
-from fastslm.data.synthesis import synthesize
+from fastslm.data.tasks import synthesize
 from fastslm.errors import ManifestError
 
 GOOD = {"id": "a", "audio": "a.wav", "duration": 1.5, "text": "hello"}

@@ -1,5 +1,7 @@
 """Packing: no clip is lost, doubled, cut or laid over another."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,8 @@ from hypothesis import strategies as st
 
 from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES
 from fastslm.data.augmentation import Augmentation
-from fastslm.data.manifest import Clip
-from fastslm.data.packing import Packing, pack, render
+from fastslm.data.manifest import Clip, read_manifest
+from fastslm.data.packing import PackedRows, PackedSound, Packing, pack, render
 from fastslm.errors import ManifestError
 
 
@@ -244,3 +246,37 @@ def test_a_recording_that_outlasts_its_duration_is_refused_before_it_covers_the_
 def test_ranges_and_shares_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(pydantic.ValidationError):
         Packing(**wrong)
+
+
+def test_packed_windows_are_rows_whose_answer_is_what_is_said_in_them(make_manifest: Callable[..., Path]) -> None:
+    clips = read_manifest(make_manifest([4.0, 9.0, 11.0, 3.0, 20.0]))
+    rows = PackedRows("short clips", clips, [], Packing(without_speech=0.0))
+    found = rows.epoch([5, 0], 0)
+    assert sorted(" ".join(row.answer for row in found).split()) == sorted(
+        " ".join(clip.text or "" for clip in clips).split()
+    )
+    assert {(row.windows, row.seconds, row.task, row.language) for row in found} == {(1, 30.0, "transcribe", "en")}
+    (wave,) = found[0].waveforms()
+    assert isinstance(found[0].sound, PackedSound)
+    assert np.array_equal(wave, render(found[0].sound.window))
+
+
+def test_packed_rows_are_laid_out_anew_each_epoch_until_the_variants_are_used_up(
+    make_manifest: Callable[..., Path],
+) -> None:
+    clips = read_manifest(make_manifest([4.0, 9.0, 11.0, 3.0]))
+
+    def digests(number: int, variants: int = 0) -> list[str]:
+        rows = PackedRows("m", clips, [], Packing(), variants).epoch([5, 0], number)
+        return [row.sound.digest() for row in rows if row.sound is not None]
+
+    assert digests(0) == digests(0)
+    assert not set(digests(0)) & set(digests(1))
+    assert not set(digests(0)) & set(digests(2))
+    assert digests(2, variants=2) == digests(0)
+
+
+def test_clips_without_text_cannot_be_packed_into_rows(make_manifest: Callable[..., Path]) -> None:
+    clips = read_manifest(make_manifest([4.0], text=None))
+    with pytest.raises(ManifestError, match="m: no clip has a text to pack"):
+        PackedRows("m", clips, [], Packing())

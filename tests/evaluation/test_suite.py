@@ -22,7 +22,15 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"answer": "They fall.", "task": "summarize", "instruction": "Say it in short."},
     ],
     "sqqa": [
-        {"slots": {"coffeeDrink": "latte", "size": "large"}},
+        *(
+            {"audio": "0.wav", "task": "ask", "instruction": f"{kind}?", "answer": answer, "kind": kind}
+            for kind, answer in (
+                ("fruit", "pear"),
+                ("size", "large"),
+                ("tree", "not mentioned"),
+                ("cost", "not mentioned"),
+            )
+        ),
         {"task": "ask", "instruction": "Who?", "answer": "not mentioned"},
     ],
     "silence": [{"label": "rain"}, {"label": "wind"}],
@@ -31,7 +39,7 @@ TEXTS = {
     "asr": ["green apples", "softly they all fall -"],
     "ast": ["초록 사과가 하늘에서 떨어진다.", "사과 -"],
     "ssum": ["Apples fell softly.", "They fall down."],
-    "sqqa": ["A latte.", "small", "not mentioned", "dark roast", "Not mentioned."],
+    "sqqa": ["A pear.", "small", "not mentioned", "dark roast", "Not mentioned."],
     "silence": ["", "hmm (wind)"],
 }
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from orders import order_questions
 
 import fastslm
 from fastslm.audio import SAMPLE_RATE
 from fastslm.data.manifest import Clip, read_manifest
-from fastslm.data.questions import NOT_MENTIONED, order_questions
 from fastslm.longform.encoder import WindowEncoder
 from fastslm.longform.memory import MemoryFacts, SpeechMemory
+from fastslm.prompts import NOT_MENTIONED
 from fastslm.speech import FastSLM
 
 pytestmark = pytest.mark.slow

@@ -156,10 +156,6 @@ def synthesize(
             min=0, help="About each clip with text, by default 2; half about what is not said.", show_default=False
         ),
     ] = None,
-    unsaid_orders: Annotated[
-        int,
-        typer.Option(min=0, help="About an order, to each clip with text where nobody orders: not mentioned."),
-    ] = 0,
     seed: Seed = 0,
     tts: Annotated[
         bool, typer.Option("--tts", help="Speak text (JSONL with text, or a passage a line) instead.")
@@ -169,19 +165,19 @@ def synthesize(
     """Make tasks with their answers of what a manifest knows of its clips, or, with --tts, clips of text."""
     refuse_overwriting(out, [manifest])
     if tts:
-        if tasks is not None or questions is not None or unsaid_orders:
+        if tasks is not None or questions is not None:
             raise OptionError("Tasks and questions are made of clips, and --tts only speaks text: leave them out.")
         _speak(manifest, out, seed, as_json)
         return
     from fastslm.data.manifest import read_manifest, write_manifest
-    from fastslm.data.synthesis import QUESTIONS, synthesize, tally
+    from fastslm.data.tasks import QUESTIONS, synthesize, tally
     from fastslm.prompts import TASKS
 
     wanted = list(TASKS) if tasks is None else [task.strip() for task in tasks.split(",") if task.strip()]
     if not wanted:
         raise OptionError("No task is asked for: name some by --tasks, such as transcribe,ask.")
     count = QUESTIONS if questions is None else questions
-    rows = synthesize(read_manifest(manifest), out.resolve().parent, wanted, seed, count, unsaid_orders)
+    rows = synthesize(read_manifest(manifest), out.resolve().parent, wanted, seed, count)
     write_manifest(out, rows)
     counts = tally(rows)
     parts = (

@@ -111,7 +111,7 @@ def sqqa(
     limit: Limit = None,
     kind: Annotated[
         list[str] | None,
-        typer.Option(help="What to ask about orders, once for each; by default drink, size, roast and shots."),
+        typer.Option(help="Ask only questions whose row is of this `kind`; once for each.", show_default=False),
     ] = None,
     max_new_tokens: MaxNewTokens = ANSWER_TOKENS,
     predictions: WriteTo = None,
@@ -120,9 +120,9 @@ def sqqa(
     dtype: DType = "auto",
 ) -> None:
     """Answers to questions: exact match, token F1, and what is not mentioned."""
-    from fastslm.evaluation.suites.sqqa import ORDER_KINDS, QuestionAnswering
+    from fastslm.evaluation.suites.sqqa import QuestionAnswering
 
-    suite = QuestionAnswering(kind or ORDER_KINDS)
+    suite = QuestionAnswering(kind or ())
     _measure(suite, manifest, model, system, limit, predictions, as_json, device, dtype, max_new_tokens=max_new_tokens)
 
 

@@ -6,9 +6,9 @@ neither order, workers and restarts nor what another effect did change what beco
 
 import hashlib
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -16,7 +16,9 @@ import pydantic
 import soxr
 from av.audio.stream import AudioStream
 
-from fastslm.audio import SAMPLE_RATE, load_audio
+from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES, load_audio, window_count
+from fastslm.data.manifest import Clip
+from fastslm.data.rows import ClipSound, Row, Rows, Sound, digest_of
 
 Codec = Literal["opus", "mp3", "mu-law"]
 TELEPHONE_RATE = 8_000
@@ -196,3 +198,65 @@ def encode(
 def _within_one(wave: np.ndarray) -> np.ndarray:
     peak = float(np.abs(wave).max()) if wave.size else 0.0
     return wave / np.float32(peak) if peak > 1.0 else wave
+
+
+@dataclass(frozen=True)
+class AugmentedSound:
+    """A recording with effects; it is held whole, because a room and a codec do not know of windows."""
+
+    sound: Sound
+    effects: Effects
+    noise: Clip | None
+
+    def windows(self) -> Iterator[np.ndarray]:
+        """As `fastslm.data.rows.Sound`."""
+        whole = np.concatenate(list(self.sound.windows()))
+        whole = self.effects.apply(whole, self.noise.read() if self.noise is not None else None)
+        for first in range(0, len(whole), WINDOW_SAMPLES):
+            yield whole[first : first + WINDOW_SAMPLES]
+
+    def digest(self) -> str:
+        """As `fastslm.data.rows.Sound`."""
+        noise = ClipSound(self.noise).digest() if self.noise is not None else None
+        return digest_of("augmented", self.sound.digest(), self.effects, noise)
+
+
+class AugmentedRows:
+    """Rows whose recordings are changed, in another way every epoch.
+
+    Args:
+        noises: recordings to lay under speech; white noise without them.
+        variants: after how many epochs a row is changed as it was before, so that frames may be cached; 0 is never.
+    """
+
+    def __init__(self, rows: Rows, augmentation: Augmentation, noises: Sequence[Clip] = (), variants: int = 0):
+        self.name, self.rows, self.augmentation, self.noises = rows.name, rows, augmentation, noises
+        self.variants = variants
+
+    def durations(self) -> np.ndarray:
+        """As `fastslm.data.rows.Rows`: at the slowest speed."""
+        return self.rows.durations() / min(self.augmentation.speeds)
+
+    def epoch(self, seed: Sequence[int], number: int) -> "_Augmented":
+        """As `fastslm.data.rows.Rows`."""
+        variant = number % self.variants if self.variants else number
+        return _Augmented(self, self.rows.epoch(seed, number), (*seed, variant))
+
+
+class _Augmented(Sequence[Row]):
+    def __init__(self, of: AugmentedRows, rows: Sequence[Row], key: Sequence[int]):
+        self.of, self.rows, self.key = of, rows, key
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        row = self.rows[index]
+        if row.sound is None:
+            return row
+        rng = sample_generator(self.key, row.id)
+        effects = self.of.augmentation.draw(rng)
+        noise = self.of.noises[int(rng.integers(len(self.of.noises)))] if self.of.noises else None
+        seconds = row.seconds / effects.speed
+        sound = AugmentedSound(row.sound, effects, noise)
+        return replace(row, sound=sound, seconds=seconds, windows=window_count(round(seconds * SAMPLE_RATE)))

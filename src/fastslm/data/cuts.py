@@ -19,7 +19,7 @@ import numpy as np
 
 from fastslm.audio import SAMPLE_RATE, window_count
 from fastslm.data.cut_audio import Cut, CutSound, duration_of, known_of, of_shar, sounding
-from fastslm.data.rows import Row, asked_of
+from fastslm.data.rows import ManifestRows, Row, Rows, asked_of
 from fastslm.errors import AudioError, ManifestError, OptionError
 
 CUT_TYPES = ("MonoCut", "MultiCut", "MixedCut", "PaddingCut", "Cut")
@@ -35,6 +35,16 @@ def require_lhotse() -> None:
     """
     if find_spec("lhotse") is None:
         raise OptionError("Cuts are read by lhotse, which is not installed: pip install 'fastslm[train]'.")
+
+
+def read_rows(path: Path, task: str | None = None) -> Rows:
+    """The rows of a JSONL manifest, a file of Lhotse cuts or a Shar folder, whichever `path` is.
+
+    Raises:
+        ManifestError: it is none of them, is not there, or a row has nothing to learn.
+        OptionError: cuts are to be read, and Lhotse is not installed.
+    """
+    return CutRows(path, task) if holds_cuts(path) else ManifestRows(path, task)
 
 
 def holds_cuts(path: Path) -> bool:

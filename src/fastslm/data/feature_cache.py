@@ -8,7 +8,6 @@ the encoder, and how log-mels are made. Files appear whole or not at all, so tha
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,9 +16,6 @@ from fastslm.data.rows import Row, digest_of
 from fastslm.errors import FastSLMError
 from fastslm.features import MelMode
 from fastslm.writing import write_tensors
-
-if TYPE_CHECKING:
-    from fastslm.data.loading import RowBatch
 
 LAYOUT = 2
 BYTES_PER_NUMBER = 2
@@ -74,36 +70,25 @@ class FeatureCache:
             # Not there, or damaged by the disk: computed anew.
             return None
 
-    def frames(self, batch: "RowBatch", encode: Encode) -> torch.Tensor:
-        """The frames of a batch's windows, from the cache or computed and kept.
+    def frames(self, row: Row, features: torch.Tensor, encode: Encode) -> torch.Tensor:
+        """The frames of one row, from the cache, or computed and kept.
 
         Args:
-            encode: the frozen encoder; it is given the windows of one row at a time, so that frames do not depend on
-                the other rows of the batch.
+            features: the row's log-mels, (windows, n_mels, 3000).
+            encode: the frozen encoder.
 
         Returns:
-            (windows, frames, hidden) bfloat16, on the device of `encode`'s results or of the batch.
+            (windows, frames, hidden) bfloat16, on the device of `features`.
 
         Raises:
             FastSLMError: they cannot be written.
         """
-        if batch.encoder_frames is not None:
-            return batch.encoder_frames
-        if batch.input_features is None:
-            raise ValueError("no row of the batch has sound")
-        found: list[torch.Tensor] = []
-        for row, features in zip(batch.rows, batch.input_features.split(batch.windows_per_row), strict=True):
-            if not len(features):
-                continue
-            path = self.path(row)
-            kept = self._read(path)
-            if kept is None:
-                with torch.inference_mode():
-                    computed = encode(features).to(torch.bfloat16)
-                kept = computed.clone()  # not an inference tensor, which no gradient could pass
-                self._write(path, kept)
-            found.append(kept.to(batch.input_features.device))
-        return torch.cat(found)
+        path = self.path(row)
+        kept = self._read(path)
+        if kept is None:
+            kept = encode(features).to(torch.bfloat16)
+            self._write(path, kept)
+        return kept.to(features.device)
 
     def _write(self, path: Path, frames: torch.Tensor) -> None:
         try:

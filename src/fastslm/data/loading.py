@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fastslm.data.batches import RowBatches
-from fastslm.data.feature_cache import FeatureCache
+from fastslm.data.feature_cache import Encode, FeatureCache
 from fastslm.data.rows import Row
 from fastslm.errors import FastSLMError
 from fastslm.features import MelMode, file_mel, window_mel
@@ -44,6 +44,25 @@ class RowBatch:
     def windows(self) -> int:
         """Of all rows together."""
         return sum(self.windows_per_row)
+
+    def frames(self, encode: Encode, cache: FeatureCache | None = None) -> torch.Tensor | None:
+        """The frozen encoder's frames of all windows: (windows, frames, hidden); `None` where no row has sound.
+
+        Args:
+            encode: the frozen encoder, log-mels (windows, n_mels, 3000) → frames. With a cache it is given the windows
+                of one row at a time, so that frames do not depend on the other rows of the batch.
+            cache: keeps what was computed.
+
+        Raises:
+            FastSLMError: the cache cannot be written.
+        """
+        if self.encoder_frames is not None or self.input_features is None:
+            return self.encoder_frames
+        with torch.no_grad():
+            if cache is None:
+                return encode(self.input_features)
+            parts = zip(self.rows, self.input_features.split(self.windows_per_row), strict=True)
+            return torch.cat([cache.frames(row, own, encode) for row, own in parts if len(own)])
 
     def pin_memory(self) -> "RowBatch":
         """The same in memory from which a GPU copies at once; called by torch's DataLoader."""

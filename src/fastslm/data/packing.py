@@ -1,10 +1,11 @@
 """Short clips packed into windows of 30 s: full ones, ones with a silent end, and ones without any speech (ours).
 
 A window costs the same however little is said in it, so clips are packed. But a model that has only seen full windows
-invents words in silence, so some windows keep a silent end and some hold no speech at all.
+invents words in silence, so some windows keep a silent end and some hold no speech at all. `PackedRows` makes rows of
+such windows, whose answer is all that is said in them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,10 +13,11 @@ import numpy as np
 import pydantic
 import soxr
 
-from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES
+from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SECONDS
 from fastslm.data.augmentation import Augmentation, Effects, sample_generator, sound_level
 from fastslm.data.manifest import Clip
 from fastslm.data.reference import check_duration
+from fastslm.data.rows import ClipSound, Row, digest_of
 from fastslm.errors import ManifestError
 
 SECONDS_FREE_AT_END = 0.1
@@ -222,3 +224,76 @@ def _noise(sound: Clip | None, rng: np.random.Generator) -> np.ndarray:
     wave = sound.read()
     start = int(rng.integers(len(wave)))
     return np.take(wave, np.arange(start, start + WINDOW_SAMPLES), mode="wrap")
+
+
+@dataclass(frozen=True)
+class PackedSound:
+    """The sound of a packed window."""
+
+    window: PackedWindow
+
+    def windows(self) -> Iterator[np.ndarray]:
+        """As `fastslm.data.rows.Sound`."""
+        yield render(self.window)
+
+    def digest(self) -> str:
+        """As `fastslm.data.rows.Sound`."""
+        window = self.window
+        noise = ClipSound(window.noise).digest() if window.noise is not None else None
+        placed = [
+            (
+                ClipSound(own.clip).digest(),
+                (own.start, own.samples, own.speed, own.gain_db, own.effects),
+                ClipSound(own.noise).digest() if own.noise is not None else None,
+            )
+            for own in window.placements
+        ]
+        return digest_of("packed", placed, noise, window.noise_db, window.seed)
+
+
+class PackedRows:
+    """Rows of packed windows, laid out anew every epoch.
+
+    Args:
+        name: what messages call them.
+        clips: speech with text. sounds: environmental sound for windows without speech and for noise.
+        variants: after how many epochs the first layout comes again, so that its frames may be cached; 0 is never.
+
+    Raises:
+        ManifestError: no clip has a text, one is longer than a window, or audio is missing.
+    """
+
+    def __init__(self, name: str, clips: Sequence[Clip], sounds: Sequence[Clip], packing: Packing, variants: int = 0):
+        self.name, self.packing, self.variants = name, packing, variants
+        self.clips, self.sounds = [clip for clip in clips if clip.text], sounds
+        if not self.clips:
+            raise ManifestError(f"{name}: no clip has a text to pack into windows; give some that have.")
+        refuse_long(self.clips)
+        for clip in [*self.clips, *sounds]:
+            clip.check_audio()
+
+    def durations(self) -> np.ndarray:
+        """As `fastslm.data.rows.Rows`: windows are all of one length."""
+        return np.array([float(WINDOW_SECONDS)])
+
+    def epoch(self, seed: Sequence[int], number: int) -> Sequence[Row]:
+        """As `fastslm.data.rows.Rows`."""
+        variant = number % self.variants if self.variants else number
+        languages = {clip.language for clip in self.clips}
+        language = languages.pop() if len(languages) == 1 else None
+        return [
+            Row(
+                id=f"window-{variant}-{index}",
+                task="transcribe",
+                instruction=None,
+                answer=window.text,
+                language=language,
+                seconds=float(WINDOW_SECONDS),
+                windows=1,
+                source=self.name,
+                sound=PackedSound(window),
+                text=window.text,
+                epoch=number,
+            )
+            for index, window in enumerate(pack(self.clips, self.sounds, self.packing, (*seed, variant)))
+        ]

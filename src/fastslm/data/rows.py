@@ -238,18 +238,6 @@ class InOrder(Sequence[Row]):
         return replace(self.rows[int(self.order[index])], epoch=self.number)
 
 
-def read_rows(path: Path, task: str | None = None) -> Rows:
-    """The rows of a JSONL manifest, a file of Lhotse cuts or a Shar folder, whichever `path` is.
-
-    Raises:
-        ManifestError: it is none of them, is not there, or a row has nothing to learn.
-        OptionError: cuts are to be read, and Lhotse is not installed.
-    """
-    from fastslm.data.cuts import CutRows, holds_cuts
-
-    return CutRows(path, task) if holds_cuts(path) else ManifestRows(path, task)
-
-
 def digest_of(*parts: object) -> str:
     """SHA-256 of what `parts` are written as, in hexadecimal."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -16,11 +16,10 @@ from transformers import (
 from transformers.utils import logging
 
 from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES
-from fastslm.data.questions import NOT_MENTIONED
 from fastslm.evaluation.systems import SYSTEMS, Heard, Reply
 from fastslm.loading import choose_device, choose_dtype
 from fastslm.model.base_weights import load_text_model
-from fastslm.prompts import DEFAULT_LANGUAGE, language_name
+from fastslm.prompts import DEFAULT_LANGUAGE, NOT_MENTIONED, language_name
 from fastslm.weights import resolve
 
 WHISPER = "whisper-tiny.en"

@@ -104,7 +104,7 @@ def error_rates(
 
 
 def normalize_answer(text: str, language: str | None = None) -> str:
-    """As `normalize`, in English without articles, as SQuAD's scorer has it: "A latte." and "latte" are the same."""
+    """As `normalize`, in English without articles, as SQuAD's scorer has it: "A pear." and "pear" are the same."""
     plain = normalize(text, language)
     return " ".join(ARTICLES.sub(" ", plain).split()) if language in ENGLISH else plain
 

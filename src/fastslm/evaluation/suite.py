@@ -47,6 +47,10 @@ class Suite(ABC):
     needs: ClassVar[tuple[str, ...]]
     group_by: ClassVar[str | None] = None
 
+    def wants(self, clip: Clip) -> bool:
+        """Whether anything is asked about a clip of this suite's task."""
+        return True
+
     @abstractmethod
     def rows(self, clip: Clip) -> list[Row]:
         """What is asked about a clip: for each, the request's arguments under `request`, and what is right.
@@ -80,9 +84,12 @@ def read_requests(suite: Suite, manifest: Path, limit: int | None = None) -> lis
     Raises:
         ManifestError: it cannot be read, none of its clips is for this suite, or one lacks audio or what is right.
     """
-    own = [clip for clip in read_manifest(manifest) if clip.task in (None, suite.task)][:limit]
+    own = [clip for clip in read_manifest(manifest) if clip.task in (None, suite.task) and suite.wants(clip)][:limit]
     if not own:
-        raise ManifestError(f"{manifest}: no clip has the task {suite.task}: give a manifest with such clips.")
+        raise ManifestError(
+            f"{manifest}: no clip has the task {suite.task}, or what is asked for of it: give a manifest with such "
+            "clips."
+        )
     found: list[tuple[Clip, list[Row]]] = []
     for clip in own:
         clip.check_audio()

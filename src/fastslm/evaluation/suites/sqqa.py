@@ -2,31 +2,27 @@
 
 fastslm evaluate sqqa --manifest FILE.jsonl --json
 
-A clip brings its `instruction` and `answer` (and its `kind`, to get figures of each kind), or the `slots` of an order,
-from which `fastslm.data.questions` makes the questions. Questions whose answer is in the recording and those whose
-answer is not are scored apart: a system that always says "not mentioned" is perfect in the second figure, and has
-nothing in the first.
+A clip brings its `instruction` and `answer`, and its `kind`, to get figures of each kind. Questions whose answer is in
+the recording and those whose answer is not are scored apart: a system that always says "not mentioned" is perfect in
+the second figure, and has nothing in the first.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from fastslm.data.manifest import Clip
-from fastslm.data.questions import NOT_MENTIONED, kind_named, order_questions
-from fastslm.errors import ManifestError, OptionError
+from fastslm.errors import ManifestError
 from fastslm.evaluation.bootstrap import Measure, measure
 from fastslm.evaluation.metrics import normalize_answer, normalizer_name, token_f1
 from fastslm.evaluation.suite import Row, Suite
-
-# Of an order. What is added to a drink is said in too many ways ("a bit of", "some") to tell how well was heard.
-ORDER_KINDS = ("drink", "size", "roast", "shots")
+from fastslm.prompts import NOT_MENTIONED
 
 
 class QuestionAnswering(Suite):
     """Exact match and token F1 of answers that are there, and how often an absent one is told as such.
 
     Args:
-        kinds: what is asked about orders.
+        kinds: of the questions that are asked, as their rows' `kind` says; all by default.
     """
 
     name = "sqqa"
@@ -40,23 +36,21 @@ class QuestionAnswering(Suite):
     }
     group_by = "kind"
 
-    def __init__(self, kinds: Sequence[str] = ORDER_KINDS):
-        self.kinds = tuple(kind_named(kind) for kind in kinds)
+    def __init__(self, kinds: Sequence[str] = ()):
+        self.kinds = tuple(kinds)
+
+    def wants(self, clip: Clip) -> bool:
+        """As `Suite`."""
+        return not self.kinds or getattr(clip, "kind", None) in self.kinds
 
     def rows(self, clip: Clip) -> list[Row]:
         """As `Suite`."""
-        if clip.instruction is not None:
-            kind = getattr(clip, "kind", None)
-            return [{"request": {"question": clip.instruction}, "answer": clip.answer, "kind": kind}]
-        if clip.slots is None:
+        if clip.instruction is None:
             raise ManifestError(
-                f"{clip.place} has neither an instruction with its answer nor slots: leave such clips out."
+                f"{clip.place} has no instruction with its answer; make questions with fastslm data synthesize, or "
+                "leave such clips out."
             )
-        try:
-            questions = order_questions(clip.slots, kinds=self.kinds)
-        except OptionError as error:
-            raise ManifestError(f"{clip.place}: {error}") from error
-        return [{"request": {"question": q.question}, "answer": q.answer, "kind": q.kind} for q in questions]
+        return [{"request": {"question": clip.instruction}, "answer": clip.answer, "kind": getattr(clip, "kind", None)}]
 
     def measures(self, rows: Sequence[Row]) -> dict[str, Measure]:
         """As `Suite`."""

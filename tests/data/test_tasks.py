@@ -7,12 +7,21 @@ from typing import Any
 import pytest
 
 from fastslm.data.manifest import Clip, read_manifest, write_manifest
-from fastslm.data.phrasings import CONTINUATION, HALF_MINUTE, KEYWORDS, SUMMARIZE, TRANSCRIBE, TRANSLATE
-from fastslm.data.questions import KINDS, NOT_MENTIONED, order_questions
 from fastslm.data.spoken import window_texts
-from fastslm.data.synthesis import ordinal, synthesize, tally
+from fastslm.data.tasks import (
+    CONTINUATION,
+    HALF_MINUTE,
+    KEYWORDS,
+    SUMMARIZE,
+    TRANSCRIBE,
+    TRANSLATE,
+    ordinal,
+    synthesize,
+    tally,
+    task_row,
+)
 from fastslm.errors import ManifestError, OptionError
-from fastslm.prompts import TASKS
+from fastslm.prompts import NOT_MENTIONED, TASKS
 
 COLOURS = ["red", "orange", "yellow", "green", "blue", "indigo", "violet", "black", "white", "grey", "brown", "pink"]
 
@@ -37,22 +46,18 @@ def story(number: int, words: int = 60) -> str:
     return " ".join(f"{COLOURS[i % 12]}{number}x{i}" for i in range(words))
 
 
-def test_an_order_that_nobody_gives_is_not_mentioned(clips: Any, tmp_path: Path) -> None:
-    rows = (
-        {"text": "he went home"},
-        {"text": "A Cup of tea"},
-        {"text": "they ordered a retreat"},
-        {"text": "a latte please", "slots": {"coffeeDrink": "latte"}},
-        {"text": None, "label": "rain"},
+def test_rows_of_the_callers_own_come_first_and_are_rows_like_the_others(clips: Any, tmp_path: Path) -> None:
+    rows = synthesize(
+        clips({"text": "hi"}, {"text": "ho"}),
+        tmp_path,
+        ["transcribe", "ask"],
+        ask=lambda clip, rng: [task_row("ask", "Who?", clip.text or "", "human", kind="who")] * int(clip.id == "c1"),
     )
-    without = synthesize(clips(*rows), tmp_path, ["ask"])
-    found = synthesize(clips(*rows), tmp_path, ["ask"], unsaid_orders=len(KINDS))
-    added = [row for row in found if row not in without]
-    assert len(found) == len(without) + len(KINDS)
-    assert {(row["of"], row["answer"], row["label_kind"]) for row in added} == {("c0", NOT_MENTIONED, "synthetic")}
-    assert {row["kind"] for row in added} == set(KINDS)
-    (one,) = synthesize(clips(rows[0]), tmp_path, ["ask"], unsaid_orders=1)
-    assert one["instruction"] not in {q.question for q in order_questions({})}
+    assert [(row["id"], row["task"], row["answer"]) for row in rows] == [
+        ("c0/0", "transcribe", "hi"),
+        ("c1/0", "transcribe", "ho"),
+        ("c1/1", "ask", "ho"),
+    ]
 
 
 def test_rows_of_each_task_say_whose_answer_it_is(clips: Any, tmp_path: Path) -> None:
@@ -62,7 +67,6 @@ def test_rows_of_each_task_say_whose_answer_it_is(clips: Any, tmp_path: Path) ->
             {"text": None, "label": "rain"},
             {"text": "hallo", "translation": " hello ", "target_language": "English", "label_kind": "pseudo"},
             {"text": "long talk", "summary": "A talk."},
-            {"text": None, "slots": {"coffeeDrink": "latte", "size": "large"}},
         ),
         tmp_path,
     )
@@ -75,15 +79,6 @@ def test_rows_of_each_task_say_whose_answer_it_is(clips: Any, tmp_path: Path) ->
         ("c3", "summarize", "A talk.", "human"),
     ]
     assert next(row for row in rows if row["task"] == "translate")["target_language"] == "en"
-    asked = {row["kind"]: row["answer"] for row in rows if row["task"] == "ask"}
-    assert asked == {
-        "drink": "latte",
-        "size": "large",
-        "roast": NOT_MENTIONED,
-        "shots": NOT_MENTIONED,
-        "milk": NOT_MENTIONED,
-        "sugar": NOT_MENTIONED,
-    }
     assert tally(rows)["transcribe"] == {"human": 3, "pseudo": 1}
     assert len({row["id"] for row in rows}) == len(rows)
 
@@ -180,16 +175,6 @@ def test_what_is_asked_about_is_among_the_words_of_the_window_that_is_told(clips
         assert [phrase in text for text in texts] == [index == window for index in range(5)]
 
 
-def test_an_order_among_other_speech_is_asked_about_and_its_windows_are_told(clips: Any, tmp_path: Path) -> None:
-    row = composed(0)
-    row["segments"][3] |= {"text": None, "slots": {"size": "large"}}
-    rows = synthesize(clips({**row, "text": None, "slots": {"size": "large"}}), tmp_path)
-    assert {r["task"] for r in rows} == {"ask"}
-    told = {r["kind"]: r.get("windows") for r in rows}
-    assert told.pop("size") == [1]
-    assert set(told.values()) == {None}
-
-
 def test_long_text_is_summed_up_or_its_key_words_listed(clips: Any, tmp_path: Path) -> None:
     rows = synthesize(clips(*(composed(i) for i in range(40))), tmp_path, ["summarize"])
     by_kind = {kind: [row for row in rows if row["kind"] == kind] for kind in ("extract", "keywords")}
@@ -231,12 +216,8 @@ def test_what_cannot_be_made_is_one_sentence(clips: Any, tmp_path: Path) -> None
         synthesize(clips({"text": "hi", "translation": "salut"}), tmp_path)
     with pytest.raises(ManifestError, match=r"line 1: c0: target_language: There is no language"):
         synthesize(clips({"text": "hi", "translation": "salut", "target_language": "frnch"}), tmp_path)
-    with pytest.raises(ManifestError, match=r"line 2: c1: slots: There are no questions for the slot 'tea'"):
-        synthesize(clips({"text": "hi"}, {"slots": {"tea": "green"}}), tmp_path)
     with pytest.raises(OptionError, match="-1 questions a clip"):
         synthesize(clips({"text": "hi"}), tmp_path, questions=-1)
-    with pytest.raises(OptionError, match=r"7 questions .*: ask for 0 to 6"):
-        synthesize(clips({"text": "hi"}), tmp_path, unsaid_orders=7)
 
 
 def test_ordinals_are_english() -> None:

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastslm.data.summaries import SUMMARY_WORDS, content_words, extractive_summary, keywords, sentences_of
+from fastslm.data.tasks import SUMMARY_WORDS, content_words, extractive_summary, keywords, sentences_of
 
 WHALES = [
     "The expedition set out to count whales in the northern sea.",
