@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 import pydantic
 import yaml
 
+from fastslm.data.augmentation import Augmentation
 from fastslm.data.packing import Packing
 from fastslm.errors import RecipeError
 from fastslm.model.configuration import LORA_TARGETS
@@ -175,8 +176,13 @@ class DataRecipe(Section):
     # Keep the frozen encoder's frames on disk, in this folder.
     cache_features: bool = False
     cache: FilePath = Path("cache/frames")
-    # Pack the clips of `train` into windows; `sounds` are laid under them.
+    # Pack the clips of `train` into windows.
     packing: Packing | None = None
+    # Change rows that are not packed: speed, noise, rooms, codecs.
+    augmentation: Augmentation | None = None
+    # Layouts of packed windows, or changes of a row, until the first comes again; 0: another one in every epoch.
+    variants: int = pydantic.Field(default=0, ge=0)
+    # Laid under windows, or under augmented rows.
     sounds: FilePath | None = None
     mask: MaskRecipe | None = None
     # Of rows without an instruction of their own: the task's default words, or one of several phrasings.
@@ -186,8 +192,12 @@ class DataRecipe(Section):
     def _has_a_bound(self) -> "DataRecipe":
         if self.batch_seconds is None and self.batch_rows is None:
             raise ValueError("a batch has no bound; give batch_seconds or batch_rows")
-        if self.packing is None and self.sounds is not None:
-            raise ValueError("sounds does nothing without packing; leave it out")
+        if self.packing is None and self.augmentation is None and self.sounds is not None:
+            raise ValueError("sounds does nothing without packing or augmentation; leave it out")
+        if self.packing is None and self.augmentation is None and self.variants:
+            raise ValueError("variants does nothing without packing or augmentation; leave it out")
+        if self.packing is not None and self.augmentation is not None:
+            raise ValueError("augmentation of packed clips is packing.augmentation; write it there")
         if not self.cache_features and "cache" in self.model_fields_set:
             raise ValueError("cache does nothing without cache_features; set it, or leave cache out")
         return self

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fastslm.data.augmentation import AugmentedRows
 from fastslm.data.batches import RowBatches, Source
+from fastslm.data.cuts import read_rows
 from fastslm.data.manifest import read_manifest
-from fastslm.data.rows import Row, read_rows
+from fastslm.data.packing import PackedRows
+from fastslm.data.rows import Row, Rows
 from fastslm.training.recipe import Recipe
 
 
@@ -17,23 +20,27 @@ def sources_of(recipe: Recipe) -> list[Source]:
         FastSLMError: a manifest cannot be read, or a row has nothing to learn.
     """
     data = recipe.data
-    if data.packing is None:
-        return [Source(read_rows(own.place, own.task), own.share) for own in data.train]
-    from fastslm.data.packed_rows import PackedRows
-
     sounds = [] if data.sounds is None else read_manifest(data.sounds)
-    return [
-        Source(PackedRows(read_manifest(own.place), sounds, data.packing, str(own.place)), own.share)
-        for own in data.train
-    ]
+    found: list[Source] = []
+    for own in data.train:
+        rows: Rows
+        if data.packing is not None:
+            clips = read_manifest(own.place)
+            rows = PackedRows(str(own.place), clips, sounds, data.packing, data.variants)
+        else:
+            rows = read_rows(own.place, own.task)
+            if data.augmentation is not None:
+                rows = AugmentedRows(rows, data.augmentation, sounds, data.variants)
+        found.append(Source(rows, own.share))
+    return found
 
 
 def sample(sources: Sequence[Source], count: int, max_seconds: float | None) -> list[Row]:
     """About `count` rows, evenly spread over the first epoch of all sources, those that are too long left out."""
-    total = sum(len(own.rows.durations()) for own in sources)
+    epochs = [own.rows.epoch((0,), 0) for own in sources]
+    total = sum(map(len, epochs))
     found = []
-    for own in sources:
-        rows = own.rows.epoch((0,), 0)
+    for rows in epochs:
         share = max(1, round(count * len(rows) / total))
         places = np.unique(np.linspace(0, len(rows) - 1, min(share, len(rows))).astype(int))
         found += [rows[int(place)] for place in places]

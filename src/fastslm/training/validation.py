@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from fastslm.data.cuts import read_rows
 from fastslm.data.feature_cache import FeatureCache
 from fastslm.data.loading import RowBatch, _Reading
-from fastslm.data.rows import Row, read_rows
+from fastslm.data.rows import Row
 from fastslm.training.losses import Loss
 from fastslm.training.recipe import Recipe
 from fastslm.training.starts import Start

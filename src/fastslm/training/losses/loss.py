@@ -128,12 +128,8 @@ class Loss(nn.Module):
         """The frozen encoder's frames: (windows, frames, hidden), in training with stretches blanked if the recipe
         says so."""
         batch = prepared.batch
-        if batch.encoder_frames is not None:
-            found = batch.encoder_frames
-        elif self.cache is not None:
-            found = self.cache.frames(batch, self.model.encode)
-        else:
-            found = self.model.encode(batch.input_features)
+        found = batch.frames(self.model.encode, self.cache)
+        assert found is not None
         mask = self.recipe.data.mask
         if mask is None or not masked or not self.training:
             return found

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fastslm.data import phrasings
+from fastslm.data import tasks
 from fastslm.data.loading import RowBatch
 from fastslm.data.rows import Row
 from fastslm.errors import OptionError, RecipeError, TrainingError
@@ -22,9 +22,9 @@ from fastslm.training.losses.loss import IGNORED, Loss, Prepared, letters_sum, r
 from fastslm.training.recipe import Recipe
 
 PHRASINGS = {
-    "transcribe": phrasings.TRANSCRIBE,
-    "translate": phrasings.TRANSLATE,
-    "summarize": phrasings.SUMMARIZE,
+    "transcribe": tasks.TRANSCRIBE,
+    "translate": tasks.TRANSLATE,
+    "summarize": tasks.SUMMARIZE,
 }
 # Of a validation's texts, each.
 NEW_TOKENS = 256
@@ -167,22 +167,15 @@ class SpeechLM(Loss):
 
     @torch.no_grad()
     def write(self, batch: RowBatch) -> list[str]:
-        rows, found = batch.rows, []
-        first = 0
-        for row, windows in zip(rows, batch.windows_per_row, strict=True):
-            own = slice(first, first + windows)
-            first += windows
+        found: list[str] = []
+        frames = batch.frames(self.model.encode)
+        parts = [None] * len(batch) if frames is None else frames.split(batch.windows_per_row)
+        for row, windows, own in zip(batch.rows, batch.windows_per_row, parts, strict=True):
             ids = torch.tensor([self._prompt_ids(prompt_of(row, self.processor, self.recipe), row, windows)])
             ids = ids.to(self.model.device)
             heard: dict[str, Any] = {}
-            if windows:
-                frames = batch.encoder_frames
-                if frames is None:
-                    assert batch.input_features is not None
-                    frames = self.model.encode(batch.input_features[own])
-                else:
-                    frames = frames[own]
-                tokens = self.model.get_speech_tokens(encoder_frames=frames)
+            if own is not None and windows:
+                tokens = self.model.get_speech_tokens(encoder_frames=own)
                 heard = {"speech_tokens": self.model.project(tokens).flatten(0, 1)}
             written = self.model.generate(
                 input_ids=ids,

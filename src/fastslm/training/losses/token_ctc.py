@@ -115,7 +115,7 @@ class TokenCTC(Loss):
 
     @torch.no_grad()
     def write(self, batch: RowBatch) -> list[str]:
-        frames = batch.encoder_frames if batch.encoder_frames is not None else self.model.encode(batch.input_features)
+        frames = batch.frames(self.model.encode)
         heard = self.projector.heard(self.model.get_speech_tokens(encoder_frames=frames))
         return [ctc_text(self.tokenizer.decode(ids)) for ids in heard]
 

@@ -100,6 +100,6 @@ class WhisperDecoderLoss(Loss):
 
     @torch.no_grad()
     def write(self, batch: RowBatch) -> list[str]:
-        frames = batch.encoder_frames if batch.encoder_frames is not None else self.model.encode(batch.input_features)
+        frames = batch.frames(self.model.encode)
         tokens = self.model.get_speech_tokens(encoder_frames=frames)
         return [ctc_text(read.text) for read in self.model.whisper_decoder.read(tokens, NEW_TOKENS)]
