@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from fastslm.cli.printing import print_text
 from fastslm.errors import OptionError
 
 app = typer.Typer()
@@ -46,7 +47,7 @@ def train(
         if pack is not None:
             from fastslm.training.pack import pack_run
 
-            typer.echo(pack_run(checked, pack))
+            print_text(pack_run(checked, pack))
             return
     import psutil
 
@@ -55,5 +56,5 @@ def train(
     trainer = Trainer(checked, started=psutil.Process().create_time())
     folder = trainer.run()
     if trainer.processes.main:
-        typer.echo(folder)
+        print_text(folder)
     trainer.processes.end()

@@ -81,7 +81,7 @@ def synthesize(
     for clip in clips:
         made: list[Row] = []
         for task in wanted:
-            rng = Random(f"{seed} {task} {clip.id}")
+            rng = Random(f"{seed} {task} {clip.id}".encode("utf-8", "surrogatepass"))
             if task == "ask":
                 made += _asked(clip, phrases, rng, questions)
                 made += _orders_not_said(clip, rng, unsaid_orders)

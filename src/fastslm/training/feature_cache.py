@@ -28,6 +28,7 @@ from fastslm.model.base_weights import load_encoder
 from fastslm.training.disk import writing
 from fastslm.training.recipe import Recipe
 from fastslm.weights import resolve
+from fastslm.writing import json_text
 
 LAYOUT = 1
 ENCODE_BATCH = 8
@@ -277,7 +278,7 @@ def _encode(
     with writing(partial, what):
         with (partial / "labels.jsonl").open("w", encoding="utf-8") as labels:
             for window in windows:
-                labels.write(json.dumps(_label(window, shape[0]), ensure_ascii=False) + "\n")
+                labels.write(json_text(_label(window, shape[0])) + "\n")
         final = {**description, "frames": shape[0], "hidden_size": shape[1]}
         (partial / "description.json").write_text(json.dumps(final, indent=1))
         os.replace(partial, folder)
