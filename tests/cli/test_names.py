@@ -165,8 +165,11 @@ def test_memories_of_any_name_are_written_and_read_again(
     assert status == 0, err
     assert json.loads(out)["files"] == memories[2:]
     kept = ["--prefix-file", "kept\udcff"]
-    found = [shell(encoding, "ask", memories[2], "Who?", "--json", "--max-new-tokens", 1, *kept) for _ in range(2)]
-    assert [json.loads(out)["usage"]["cached_tokens"] > 0 for _, out, _ in found] == [False, True]
+    for cached in (False, True):
+        tiny.answerer.prefixes.clear()
+        status, out, err = shell(encoding, "ask", memories[2], "Who?", "--json", "--max-new-tokens", 1, *kept)
+        assert status == 0, err
+        assert (json.loads(out)["usage"]["cached_tokens"] > 0) == cached
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-8"])
@@ -216,7 +219,7 @@ AT_FAULT = [
     ["ask", ODD, "Who?"],
     ["ask", "été.wav", f"Who {ODD}?"],
     ["transcribe", "été.wav", "--prompt", ODD],
-    ["transcribe", "été.wav", "--model", ODD],
+    ["plan", "été.wav", "--model", ODD],
     ["transcribe", "été.wav", "--language", ODD],
     ["transcribe", "été.wav", "--output-dir", f"été.wav/{ODD}"],
     ["transcribe", "été.wav", f"--{ODD}"],
@@ -266,24 +269,21 @@ def test_progress_shows_a_name_on_one_line(shell: Shell, recordings: list[str], 
         assert [line.partition(".wav: ")[2] for line in err.splitlines()] == ["0:01 heard"] * len(recordings)
 
 
-@pytest.mark.parametrize("settings", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "cp1252:strict"}])
-def test_help_is_printed_on_any_stream(settings: dict[str, str]) -> None:
-    for command in (["--help"], ["transcribe", "--help"], ["data", "--help"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "fastslm", *command], env={**os.environ, **settings}, capture_output=True
-        )
-        assert (done.returncode, done.stderr) == (0, b"")
-        assert b"Usage: fastslm" in done.stdout
+@pytest.mark.parametrize("command", [["--help"], ["transcribe", "--help"]], ids=len)
+def test_help_is_printed_on_any_stream(command: list[str]) -> None:
+    settings = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run([sys.executable, "-m", "fastslm", *command], env=settings, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"Usage: fastslm" in done.stdout
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         {"PYTHONIOENCODING": "cp1252"},
-        {"LC_ALL": "POSIX"},
         {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     ],
-    ids=["cp1252", "POSIX", "C without UTF-8"],
+    ids=["cp1252", "C without UTF-8"],
 )
 def test_the_locale_changes_no_name_in_json(
     recordings: list[str], tiny_checkpoint: Path, settings: dict[str, str]

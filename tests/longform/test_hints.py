@@ -1,6 +1,7 @@
 """A prompt and hotwords: what the reader is told, and that nothing of it is in the transcript."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -225,7 +226,6 @@ def test_what_cannot_be_told_is_a_sentence_before_anything_is_encoded(
     ):
         with pytest.raises(OptionError, match=words):
             speech.transcribe(noise(1.0), **{option: wrong})
-    assert speech.model.reader.tokenizer.convert_tokens_to_ids("<|startofprev|>") is not None
 
 
 def test_a_decoder_without_the_token_for_it_refuses_a_prompt(speech: Any, monkeypatch) -> None:
@@ -233,7 +233,7 @@ def test_a_decoder_without_the_token_for_it_refuses_a_prompt(speech: Any, monkey
     plain = tokenizer.convert_tokens_to_ids
     lacking = lambda token: tokenizer.unk_token_id if token == PREVIOUS else plain(token)  # noqa: E731
     monkeypatch.setattr(tokenizer, "convert_tokens_to_ids", lacking)
-    with pytest.raises(OptionError, match="no token <|startofprev|>"):
+    with pytest.raises(OptionError, match=re.escape("no token <|startofprev|>")):
         speech.transcribe(noise(1.0), prompt="Quilter")
 
 
@@ -250,5 +250,5 @@ def test_the_command_line_tells_the_same(
     assert found[1]["text"] == speech.transcribe(talk, prompt=PROMPT, hotwords=HOTWORDS, max_new_tokens=12).text
     assert found[1]["options"]["prompt"] == PROMPT.strip()
     assert found[0]["text"] == found[2]["text"] != found[1]["text"]
-    assert run([*command, "--reader", "ctc", "--hotwords", "Quilter"]) == 2
+    assert run([*command[:4], "--reader", "ctc", "--hotwords", "Quilter"]) == 2
     assert "hotwords was given, but the reader ctc writes no tokens" in capsys.readouterr().err
