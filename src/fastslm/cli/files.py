@@ -75,7 +75,7 @@ def for_each_file(
         for file in readable:
 
             def both(file: Path = file) -> None:
-                if outputs and outputs.is_done(file):
+                if outputs and not outputs.may_write(file):
                     return
                 _announce(loaded, file, cuts)
                 with progress_bar(shown(file.name)) as show:

@@ -34,25 +34,19 @@ class Outputs:
             self._say_skipped(file)
         return left
 
-    def is_done(self, file: Path) -> bool:
-        """Whether the file need not be read because another process has written its result meanwhile."""
-        if not (self.skip_existing and file in self.targets and self.targets[file].exists()):
-            return False
-        self._say_skipped(file)
-        return True
-
     def may_write(self, file: Path) -> bool:
-        """Whether the result of a file is to be written now.
+        """Whether the result of a file is wanted and has its place free; one that is skipped now is said.
 
         Raises:
-            FastSLMError: somebody else has written it meanwhile.
+            FastSLMError: another process has written it since the start.
         """
-        if self.overwrite or not self.targets[file].exists():
+        if self.overwrite or file not in self.targets or not self.targets[file].exists():
             return True
-        if self.is_done(file):
+        if self.skip_existing:
+            self._say_skipped(file)
             return False
         raise FastSLMError(
-            f"{self.targets[file]} was written while {file} was read, and is left as it is: run this again with "
+            f"{self.targets[file]} was written by another process meanwhile, and is left as it is: run this again with "
             "--overwrite to replace it."
         )
 
