@@ -7,6 +7,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 END = 2
+PREVIOUS = "<|startofprev|>"
 SPECIAL = ("<|nothing|>", "<|startoftranscript|>", "<|endoftext|>", "<|notimestamps|>", "<|en|>", "<|transcribe|>")
 
 
@@ -16,11 +17,12 @@ def add_reader_tokenizer(folder: Path, **generation: Any) -> Path:
     Args:
         generation: more for the generation configuration.
     """
-    vocabulary = {token: index for index, token in enumerate((*SPECIAL, *map(chr, range(32, 126))))}
+    tokens = (*SPECIAL, *map(chr, range(32, 125)), PREVIOUS)
+    vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")  # type: ignore[assignment]
     tokenizer.decoder = decoders.Fuse()  # type: ignore[assignment]
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (*SPECIAL, PREVIOUS)])
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=SPECIAL[END], pad_token=SPECIAL[END], unk_token=SPECIAL[0]
     ).save_pretrained(folder)

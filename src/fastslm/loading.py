@@ -20,6 +20,7 @@ from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 from fastslm.speech import FastSLM
 from fastslm.weights import HUB_ID, resolve
+from fastslm.writing import utf8_path
 
 DEFAULT_MODEL = "fastslm-tiny"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -53,7 +54,8 @@ def load(
     chosen_device, device_reason = choose_device(device)
     chosen_dtype, dtype_reason = choose_dtype(dtype, chosen_device)
     folder = checkpoint_folder(name)
-    with _quiet_transformers():
+    with utf8_path(folder) as readable, _quiet_transformers():
+        folder = Path(readable)
         config = _config(folder, os.fspath(name))
         processor = _processor(folder, config)
         try:

@@ -141,8 +141,14 @@ def without_control_tokens(text: str) -> str:
     """`text`, stripped, if it holds nothing that a tokenizer would read as a control token such as `<|AUDIO|>`.
 
     Raises:
-        OptionError: it does.
+        OptionError: it does, or half a character, as what is no UTF-8 becomes on a command line.
     """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise OptionError(
+            f"The text {text[:80]!a} is no Unicode from its character {error.start + 1} on: give it as UTF-8."
+        ) from None
     if found := CONTROL_TOKEN.search(text):
         raise OptionError(f"The text holds the control token {found.group()}, which is not allowed: take it out.")
     return text.strip()

@@ -115,6 +115,8 @@ class FastSLM:
         context_windows: int | None = None,
         repetition: Repetition = "retry",
         no_speech: NoSpeech | None = None,
+        prompt: str | None = None,
+        hotwords: str | None = None,
         cuts: Cuts | None = None,
         sampling_rate: float | None = None,
         partial: bool = False,
@@ -124,7 +126,8 @@ class FastSLM:
         """What is said in a recording of any length, with the times of its windows and, from the CTC head, its words.
 
         Args:
-            language, decoder, max_new_tokens, method, context_windows, repetition, no_speech, reader: those of
+            language, decoder, max_new_tokens, method, context_windows, repetition, no_speech, prompt, hotwords,
+                reader: those of
                 `TranscriptionOptions`.
             cuts, sampling_rate, partial: those of `encode`.
             on_progress: that of `encode`; of a memory, told how much of it is read.
@@ -136,12 +139,15 @@ class FastSLM:
         """
         started = monotonic()
         options = TranscriptionOptions(
-            language, decoder, max_new_tokens, method, context_windows, repetition, no_speech, reader
+            language, decoder, max_new_tokens, method, context_windows, repetition, no_speech, prompt, hotwords, reader
         ).resolved(self.model)
-        memory = self.encode(source, sampling_rate=sampling_rate, cuts=cuts, partial=partial, on_progress=on_progress)
+
+        def memories() -> Iterator[SpeechMemory]:  # encoded once the options are known to be right
+            yield self.encode(source, sampling_rate=sampling_rate, cuts=cuts, partial=partial, on_progress=on_progress)
+
         # The encoding was told of; of a memory, the reading is all the work.
         reading = on_progress if _is_memory(source) else None
-        (transcript,) = self.transcriber.transcribe(iter([memory]), options, started, reading)
+        (transcript,) = self.transcriber.transcribe(memories(), options, started, reading)
         return transcript
 
     def transcribe_many(
@@ -155,6 +161,8 @@ class FastSLM:
         context_windows: int | None = None,
         repetition: Repetition = "retry",
         no_speech: NoSpeech | None = None,
+        prompt: str | None = None,
+        hotwords: str | None = None,
         cuts: Cuts | None = None,
         partial: bool = False,
         reader: Decoder | None = None,
@@ -164,7 +172,7 @@ class FastSLM:
         The text of each is that which it has alone. Processing time is shared out by duration.
         """
         options = TranscriptionOptions(
-            language, decoder, max_new_tokens, method, context_windows, repetition, no_speech, reader
+            language, decoder, max_new_tokens, method, context_windows, repetition, no_speech, prompt, hotwords, reader
         ).resolved(self.model)
         named = ((name_of(own), own) for own in sources)
         memories = self.encoder.encode_many(named, cuts=cuts or own_cuts(self.model), partial=partial)

@@ -1,16 +1,20 @@
 """Files that are found whole under their name, or not at all."""
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastslm.errors import FastSLMError
 
 if TYPE_CHECKING:
     import torch
+
+# Characters that JSON leaves as they are and readers of lines take for the end of one.
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 
 
 @contextlib.contextmanager
@@ -58,6 +62,21 @@ def write_tensors(tensors: "dict[str, torch.Tensor]", path: str | os.PathLike, m
     return Path(path)
 
 
+@contextlib.contextmanager
+def utf8_path(path: str | os.PathLike) -> Iterator[str]:
+    """The path, or that of a link to it where it is no UTF-8, which safetensors and tokenizers need to read a file."""
+    name = os.fspath(path)
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder) / "link"
+            link.symlink_to(os.path.abspath(name))
+            yield str(link)
+    else:
+        yield name
+
+
 def require_place(path: str | os.PathLike) -> None:
     """Make sure, before work that takes long, that there is a place for its result. Nothing is left there.
 
@@ -85,6 +104,20 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
     with beside(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
     return Path(path)
+
+
+def json_text(value: Any, encoding: str = "utf-8", indent: int | None = None) -> str:
+    """JSON on one line, unless it is indented, with its characters as they are.
+
+    Where `encoding` lacks one of them, or one is half of a character, as in names that are no UTF-8, all but ASCII is
+    escaped.
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=indent).translate(_LINE_ENDS)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
 
 
 def _umask() -> int:

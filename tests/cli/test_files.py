@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from fastslm.cli import run
-from fastslm.cli.files import output_paths, progress_bar
+from fastslm.cli.files import progress_bar
+from fastslm.cli.outputs import outputs
 from fastslm.longform.memory import SpeechMemory
 
 
@@ -138,7 +139,7 @@ def test_each_of_many_files_is_looked_at_once(tmp_path: Path, monkeypatch) -> No
         return ordinary(path, **options)
 
     monkeypatch.setattr(os, "stat", counted)
-    assert output_paths(files, tmp_path, ".txt") == targets
+    assert outputs(files, tmp_path, ".txt", overwrite=True).targets == targets
     monkeypatch.undo()
     assert {looked[str(file)] for file in (*files, *targets.values())} == {1}
 

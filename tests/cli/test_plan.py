@@ -104,7 +104,7 @@ def test_a_long_run_says_at_its_start_what_it_takes_and_a_short_one_does_not(
     run(command)
     assert "windows" not in capsys.readouterr().err
     monkeypatch.setattr(planning, "LONG_SECONDS", 90)
-    run(command)
+    run([*command, "--overwrite"])
     said = capsys.readouterr().err
     assert f"fastslm: {talk} is 1:35 long: 4 windows, 200 speech tokens, about " in said
     assert "one prompt holds 17:00." in said

@@ -133,7 +133,8 @@ def test_a_result_is_not_written_over_the_prefix_file(fastslm, talk: Path, tmp_p
     assert (status, out) == (2, "")
     assert _said(err) == [f"fastslm: The result of {talk} would be written over {kept}: give them different names."]
     assert kept.exists() == there
-    status, out, _ = fastslm("ask", talk, "Who won?", "--prefix-file", tmp_path / "talk.kv", *place)
+    more = ["--overwrite"] if there else []
+    status, out, _ = fastslm("ask", talk, "Who won?", "--prefix-file", tmp_path / "talk.kv", *place, *more)
     assert (status, out) == (0, f"{tmp_path / 'link' / 'talk.json'}\n")
 
 

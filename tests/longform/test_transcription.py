@@ -131,6 +131,8 @@ def test_the_result_says_by_which_options_it_came_about(tiny: FastSLM) -> None:
         "context_windows": 2,
         "repetition": "retry",
         "no_speech": "skip",
+        "prompt": None,
+        "hotwords": None,
     }
 
 

@@ -348,3 +348,23 @@ def test_in_half_precision_the_unfolder_stays_in_single_and_both_decoders_read_i
         # Rounded are the head alone and what it reads: steps of 2⁻⁸ of numbers of this size.
         difference = (half.letters(tokens).float() - model.letters(tokens.float())).abs().max()
         assert difference < 0.1
+
+
+@torch.no_grad()
+def test_with_text_before_the_start_it_reads_what_whisper_writes(model: Any, whisper_folder: Path) -> None:
+    whisper: Any = WhisperForConditionalGeneration.from_pretrained(whisper_folder).eval()
+    frames = model.reader.unfold(some_tokens(4))
+    previous = model.reader.previous_text("a prompt", "some words").ids
+    begin = [*previous, *model.reader.start]
+    theirs: Any = GenerationMixin.generate(
+        whisper,
+        decoder_input_ids=torch.tensor([begin]).expand(4, -1),
+        encoder_outputs=BaseModelOutput(last_hidden_state=frames),  # type: ignore[arg-type]
+        max_new_tokens=30,
+        do_sample=False,
+        num_beams=1,
+    )
+    found = model.reader.read_frames(frames, 30, previous=previous)
+    for read, row in zip(found, theirs[:, len(begin) :].tolist(), strict=True):
+        assert list(read.ids) == (row[: row.index(END)] if END in row else row)
+    assert [read.ids for read in found] != [read.ids for read in model.reader.read_frames(frames, 30)]

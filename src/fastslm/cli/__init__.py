@@ -15,6 +15,7 @@ import typer
 from fastslm import __version__
 from fastslm.cli import authors, data, evaluate, plan, tasks, train, weights
 from fastslm.cli.files import forget_what_cannot_be_written
+from fastslm.cli.printing import any_text, print_text, say, tell
 from fastslm.cli.standard_error import forgive_standard_error
 from fastslm.errors import FastSLMError
 
@@ -35,7 +36,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"fastslm {__version__}")
+        print_text(f"fastslm {__version__}")
         raise typer.Exit
 
 
@@ -68,6 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command and return its exit status; a bug is raised."""
+    with any_text():
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         command: Any = typer.main.get_command(app)
         status = command.main(arguments, prog_name="fastslm", standalone_mode=False)
@@ -95,17 +101,17 @@ def run(arguments: list[str]) -> int:
             raise
         if type(error).__name__ == "NoArgsIsHelpError":
             if words():  # rich has printed the help already
-                typer.echo(words(), err=True)
+                tell(words())
             return USERS_FAULT
         context: Any = getattr(error, "ctx", None)
         path = context.command_path if context else "fastslm"
         said = words() if words()[-1:] in ".?" else f"{words()}."
         return _complain(f"{said} See `{path} --help`.")
     if status == INTERRUPTED:
-        typer.echo("\nfastslm: stopped.", err=True)
+        tell("\nfastslm: stopped.")
     return status if isinstance(status, int) else 0
 
 
 def _complain(sentence: str) -> int:
-    typer.echo(f"fastslm: {' '.join(sentence.split())}", err=True)
+    say(sentence)
     return USERS_FAULT

@@ -1,12 +1,13 @@
 """`fastslm import-authors` and `fastslm verify-parity`: the authors' checkpoint, and whether ours computes the same."""
 
-import json
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from fastslm.cli.printing import print_json, print_text, tell
 
 app = typer.Typer()
 
@@ -26,12 +27,11 @@ def import_authors(
     _without_bars()
     config = run(checkpoint, out, llm, lora_alpha)
     former = config.hfq_config
-    typer.echo(
+    tell(
         f"{out}: width {former.hidden_size}, stage tokens {former.stage_tokens}, {former.final_tokens} tokens "
-        f"a window, {former.detail_blocks} detail blocks, LoRA rank {config.lora_rank}, alpha {config.lora_alpha}",
-        err=True,
+        f"a window, {former.detail_blocks} detail blocks, LoRA rank {config.lora_rank}, alpha {config.lora_alpha}"
     )
-    typer.echo(out)
+    print_text(out)
 
 
 @app.command("verify-parity")
@@ -52,7 +52,7 @@ def verify_parity(
         if not as_json:
             verdict = "ok  " if comparison.agrees else "DIFF"
             note = f"  {comparison.note}" if comparison.note else ""
-            typer.echo(f"{verdict}  {comparison.difference:9.2e}  {comparison.name}{note}")
+            print_text(f"{verdict}  {comparison.difference:9.2e}  {comparison.name}{note}")
     differing = [comparison for comparison in comparisons if not comparison.agrees]
     agree = not differing and bool(comparisons)
     if as_json:
@@ -61,17 +61,15 @@ def verify_parity(
             {**asdict(comparison), "difference": comparison.difference if isfinite(comparison.difference) else None}
             for comparison in comparisons
         ]
-        typer.echo(json.dumps({"case": str(case), "agrees": agree, "comparisons": rows}, indent=2))
+        print_json({"case": str(case), "agrees": agree, "comparisons": rows}, indent=2)
     if not comparisons:
-        typer.echo(f"{case} records nothing to compare: give the directory of a parity case.", err=True)
+        tell(f"{case} records nothing to compare: give the directory of a parity case.")
     elif differing:
         worst = max(differing, key=lambda comparison: comparison.difference)
-        typer.echo(
-            f"{len(differing)} of {len(comparisons)} differ, {worst.name} the most: this is not parity.", err=True
-        )
+        tell(f"{len(differing)} of {len(comparisons)} differ, {worst.name} the most: this is not parity.")
     else:
         largest = max(comparison.difference for comparison in comparisons)
-        typer.echo(f"All {len(comparisons)} agree, the largest difference is {largest:.2e}.", err=True)
+        tell(f"All {len(comparisons)} agree, the largest difference is {largest:.2e}.")
     raise typer.Exit(0 if agree else 1)
 
 

@@ -1,6 +1,5 @@
 """`fastslm data`: manifests looked through, imported, composed, turned into tasks, mixed."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +7,7 @@ import typer
 
 from fastslm.cli.files import progress_bar
 from fastslm.cli.options import Device, DType, refuse_overwriting
+from fastslm.cli.printing import print_json, print_text, say
 from fastslm.errors import OptionError
 
 app = typer.Typer(no_args_is_help=True, help="Training data: validate, import, compose, label, synthesize, mix.")
@@ -38,7 +38,7 @@ def validate(
 
     def tell(fault: Fault) -> None:
         if not as_json:
-            typer.echo(f"fastslm: {fault.sentence}", err=True)
+            say(fault.sentence)
 
     reports = []
     for manifest in manifests:
@@ -48,9 +48,9 @@ def validate(
             )
         reports.append(report)
     if as_json:
-        typer.echo(json.dumps([report.as_json() for report in reports], ensure_ascii=False))
+        print_json([report.as_json() for report in reports])
     else:
-        typer.echo("\n".join(report.summary() for report in reports))
+        print_text("\n".join(report.summary() for report in reports))
     if any(report.faults for report in reports):
         raise typer.Exit(2)
 
@@ -84,7 +84,7 @@ def import_command(
 
     def tell(sentence: str) -> None:
         faults.append(sentence)
-        typer.echo(f"fastslm: left out: {sentence}", err=True)
+        say(f"left out: {sentence}")
 
     columns = Columns(audio_column, text_column, id_column, translation_column, target_language, language)
     with progress_bar(out.name) as show:
@@ -271,4 +271,7 @@ def _speak(text: Path, out: Path, seed: int, as_json: bool) -> None:
 
 
 def _say(report: dict[str, Any], sentence: str, as_json: bool) -> None:
-    typer.echo(json.dumps(report, ensure_ascii=False) if as_json else sentence)
+    if as_json:
+        print_json(report)
+    else:
+        print_text(sentence)

@@ -1,6 +1,5 @@
 """`fastslm evaluate SUITE`: figures that say how they were got."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +7,7 @@ import typer
 
 from fastslm.cli.files import load_quietly, progress_bar
 from fastslm.cli.options import Decoder, Device, DType, Model, Reader, named_decoder, refuse_overwriting
+from fastslm.cli.printing import print_json, print_text, tell
 from fastslm.errors import OptionError
 
 if TYPE_CHECKING:
@@ -189,7 +189,10 @@ def compare(
 
     (suite, own), (_, other) = load_predictions(first), load_predictions(second)
     found = compare(suite, own, other)
-    typer.echo(json.dumps(found, ensure_ascii=False) if as_json else summary(suite, found))
+    if as_json:
+        print_json(found)
+    else:
+        print_text(summary(suite, found))
 
 
 def _measure(
@@ -251,13 +254,16 @@ def _system(name: str, model: str, device: str, dtype: str, decoder: str, max_ne
 
 def _print(suite: "Suite", found: dict[str, Any], as_json: bool) -> None:
     from fastslm.evaluation.suite import summary
+    from fastslm.writing import json_text
 
-    words = json.dumps(found, ensure_ascii=False) if as_json else summary(suite, found)
     try:
-        typer.echo(words)
+        if as_json:
+            print_json(found)
+        else:
+            print_text(summary(suite, found))
     except BrokenPipeError:
         raise
     except OSError:
         # Standard output may be a file on a full disk, and the measurement have taken hours.
-        typer.echo(words, err=True)
+        tell(json_text(found) if as_json else summary(suite, found))
         raise

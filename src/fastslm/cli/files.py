@@ -1,8 +1,6 @@
 """One command over several files: each is read whatever becomes of the others, and progress is shown for each."""
 
-import errno
 import os
-import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from fastslm.errors import FastSLMError, OptionError
+from fastslm.cli.outputs import Outputs
+from fastslm.cli.printing import print_json, print_text, say, shown
+from fastslm.errors import FastSLMError
 
 if TYPE_CHECKING:
     from fastslm.longform.encoder import OnProgress
@@ -36,6 +36,7 @@ def for_each_file(
     partial: bool = False,
     cuts: str | None = None,
     together: Sequence[Path] = (),
+    outputs: Outputs | None = None,
 ) -> None:
     """`work` on each file, then `hand_over` what it gave. A file at fault is said, and the others go on.
 
@@ -47,6 +48,7 @@ def for_each_file(
         partial: whether a recording that breaks off is no fault.
         cuts: that were chosen, which a memory cannot have.
         together: the files that are taken with the first, it among them.
+        outputs: where results go; a file whose result is there and kept is not read.
 
     Raises:
         typer.Exit: with status 2, at the end, if a file was at fault.
@@ -55,6 +57,8 @@ def for_each_file(
     from fastslm.longform.results import clock
 
     told: set[str] = set()
+    left = set(outputs.left_out()) if outputs else set()
+    files = [file for file in files if file not in left]
 
     def look(file: Path) -> None:
         for own in together or [file]:
@@ -71,8 +75,10 @@ def for_each_file(
         for file in readable:
 
             def both(file: Path = file) -> None:
+                if outputs and not outputs.may_write(file):
+                    return
                 _announce(loaded, file, cuts)
-                with progress_bar(file.name) as show:
+                with progress_bar(shown(file.name)) as show:
                     result = work(loaded, file, lambda p: show(p.seconds, p.total_seconds, f"{clock(p.seconds)} heard"))
                 hand_over(loaded, file, result)
 
@@ -92,69 +98,17 @@ def load_quietly(model: str, device: str, dtype: str) -> "FastSLM":
     return load(model, device, dtype)
 
 
-def output_paths(
-    files: list[Path], folder: Path, suffix: str, *, read: Sequence[Path] = (), kept: Path | None = None
-) -> dict[Path, Path]:
-    """Where the result of each file goes.
+def name_written(result: Path | dict[str, object]) -> None:
+    """Print where a result was written, and as JSON what else there is to say of it.
 
-    Args:
-        read: all files that are read, where they are more than those that have a result.
-        kept: a file beside them that is read or written, whether it is there yet or not.
-
-    Raises:
-        OptionError: two would go to the same place, or one to that of a file that is read, or kept.
-        FastSLMError: the folder cannot be made or written to, a folder is where a result is to go, or its name is too
-            long.
-    """
-    from fastslm.longform.memory import SUFFIX
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FastSLMError(
-            f"The folder {folder} cannot be made ({error.strerror}): choose another --output-dir."
-        ) from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise FastSLMError(f"The folder {folder} cannot be written to: choose another --output-dir.")
-    # Of thousands of files on a server each look counts, so each is looked at once. A memory may be written anew.
-    recordings = [own for own in read or files if own.suffix.lower() != SUFFIX]
-    sources = {(found.st_dev, found.st_ino): own for own in recordings if (found := _found(own)) is not None}
-    makers: dict[Path, Path] = {}
-    for file in files:
-        target = folder / f"{file.stem}{suffix}"
-        if target in makers:
-            raise OptionError(f"{makers[target]} and {file} would both be written to {target}: run them apart.")
-        if kept is not None and target.resolve() == kept.resolve():
-            raise OptionError(f"The result of {file} would be written over {kept}: give them different names.")
-        found = _found(target, f"the result of {file}")
-        if found is not None and (overwritten := sources.get((found.st_dev, found.st_ino))) is not None:
-            raise OptionError(f"The result of {file} would be written over {overwritten}: choose another --output-dir.")
-        if found is not None and stat.S_ISDIR(found.st_mode):
-            raise FastSLMError(f"{target} is a folder, and the result of {file} is to go there: move it away.")
-        makers[target] = file
-    return {file: target for target, file in makers.items()}
-
-
-def _found(path: Path, result: str | None = None) -> os.stat_result | None:
-    """What is there, `None` if nothing is.
-
-    Raises:
-        FastSLMError: nothing can ever be there, where a `result` is to go.
+    Where nobody reads on, those still to come are written nevertheless.
     """
     try:
-        return os.stat(path)
-    except OSError as error:
-        if result is not None and error.errno == errno.ENAMETOOLONG:
-            raise FastSLMError(
-                f"{path}, where {result} is to go, is too long a name for the disk: shorten the file's name."
-            ) from None
-        return None
-
-
-def name_written(line: object) -> None:
-    """Print where a result was written; where nobody reads on, those still to come are written nevertheless."""
-    try:
-        typer.echo(line)
+        if isinstance(result, dict):
+            print_json(result)
+        else:
+            # A program gets the name itself.
+            print_text(shown(result) if sys.stdout is not None and sys.stdout.isatty() else result)
     except BrokenPipeError:
         forget_what_cannot_be_written()
 
@@ -164,14 +118,14 @@ def forget_what_cannot_be_written() -> None:
     try:
         sys.stdout.flush()
     except OSError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def warn(file: Path, warnings: tuple[str, ...]) -> None:
     """What a result warns of, on standard error."""
     for sentence in warnings:
-        named = sentence if str(file) in sentence else f"{file}: {sentence}"
-        typer.echo(f"fastslm: warning: {named}", err=True)
+        named = sentence if str(file) in sentence else f"{shown(file)}: {sentence}"
+        say(f"warning: {named}")
 
 
 def _look_at(file: Path, partial: bool, cuts: str | None) -> None:
@@ -206,7 +160,7 @@ def _announce(loaded: "FastSLM", file: Path, cuts: str | None) -> None:
     if seconds is not None and seconds >= LONG_SECONDS:
         chosen: Any = cuts or own_cuts(loaded.model)
         takes = plan(loaded.model, seconds, cuts=chosen, encoder_dtype=loaded.encoder.dtype)
-        typer.echo(f"fastslm: {file} is {takes.line()}", err=True)
+        say(f"{shown(file)} is {takes.line()}")
 
 
 def went_well(work: Callable[[], None], told: set[str]) -> bool:
@@ -214,9 +168,9 @@ def went_well(work: Callable[[], None], told: set[str]) -> bool:
     try:
         work()
     except FastSLMError as error:
-        sentence = " ".join(str(error).split())
+        sentence = str(error)
         if sentence not in told:
-            typer.echo(f"fastslm: {sentence}", err=True)
+            say(sentence)
         told.add(sentence)
         return False
     return True
@@ -240,7 +194,7 @@ class _Lines:
         if total is not None and done > self.first:
             seconds = (now - self.started) * max(0.0, total - done) / (done - self.first)
             left = f", about {timedelta(seconds=round(seconds))} left"
-        typer.echo(f"fastslm: {self.name}: {note}{left}", err=True)
+        say(f"{self.name}: {note}{left}")
 
 
 @contextmanager

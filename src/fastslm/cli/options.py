@@ -34,11 +34,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a l
 OutputDir = Annotated[
     Path | None,
     typer.Option(
+        "--output-dir",
+        "-o",
         metavar="FOLDER",
         parser=path_named,
         help="Write one file for each FILE there, instead of standard output.",
         show_default=False,
     ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", "-f", help="Replace results that are there already, which is refused else.")
+]
+SkipExisting = Annotated[
+    bool, typer.Option("--skip-existing", help="Leave out each FILE whose result is there, such as after a stop.")
 ]
 MaxNewTokens = Annotated[
     int | None,

@@ -1,6 +1,5 @@
 """`fastslm plan`: what recordings will take on this machine, before anything is loaded."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import typer
 
 from fastslm.cli.files import went_well
 from fastslm.cli.options import AsJson, Cuts, Device, DType, Files, Model, Partial
+from fastslm.cli.printing import as_unicode, print_json, print_text, shown
 
 app = typer.Typer()
 
@@ -57,9 +57,9 @@ def plan(
             reasons=reasons,
         )
         if as_json:
-            typer.echo(json.dumps({"file": str(file), "model": model, **found.as_dict()}))
+            print_json({"file": as_unicode(file), "model": model, **found.as_dict()})
         else:
-            typer.echo(f"==> {file} <==\n{found.table()}" if len(files) > 1 else found.table())
+            print_text(f"==> {shown(file)} <==\n{found.table()}" if len(files) > 1 else found.table())
 
     told: set[str] = set()
     if sum(went_well(lambda file=file: tell(file), told) for file in files) < len(files):

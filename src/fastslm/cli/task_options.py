@@ -20,6 +20,19 @@ NoSpeech = Annotated[
     str | None,
     typer.Option(help="Sound without speech: skip it, or read it as well; by default skip.", show_default=False),
 ]
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        help="Text that might stand before the transcript, whose names, words and style it then takes up.",
+        show_default=False,
+    ),
+]
+Hotwords = Annotated[
+    str | None,
+    typer.Option(
+        help="Words and names that may be said, as they are spelled: 'Anneliese, Zürich'.", show_default=False
+    ),
+]
 AnswerMethod = Annotated[
     str, typer.Option("--method", help="whole, one prompt; map_reduce, span by span; auto, the first where it fits.")
 ]

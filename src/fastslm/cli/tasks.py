@@ -1,6 +1,5 @@
 """`fastslm transcribe|translate|summarize|ask|encode`: the four tasks, and a memory for later."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from fastslm.cli.files import for_each_file, name_written, output_paths, warn
+from fastslm.cli.files import for_each_file, name_written, warn
 from fastslm.cli.options import (
     AsJson,
     Cuts,
@@ -19,17 +18,23 @@ from fastslm.cli.options import (
     MaxNewTokens,
     Model,
     OutputDir,
+    Overwrite,
     Partial,
     Reader,
+    SkipExisting,
     named_decoder,
     path_named,
 )
+from fastslm.cli.outputs import outputs
+from fastslm.cli.printing import as_unicode, print_json, print_text, say, shown, tell
 from fastslm.cli.task_options import (
     AnswerMethod,
     ContextWindows,
+    Hotwords,
     Method,
     NoSpeech,
     PrefixFile,
+    Prompt,
     Repetition,
     RopeScaling,
     SpanSeconds,
@@ -57,6 +62,8 @@ def transcribe(
     ] = None,
     as_json: AsJson = False,
     output_dir: OutputDir = None,
+    overwrite: Overwrite = False,
+    skip_existing: SkipExisting = False,
     language: Annotated[
         str | None, typer.Option(help="What is spoken; by default the model's first language.", show_default=False)
     ] = None,
@@ -66,6 +73,8 @@ def transcribe(
     context_windows: ContextWindows = None,
     repetition: Repetition = "retry",
     no_speech: NoSpeech = None,
+    prompt: Prompt = None,
+    hotwords: Hotwords = None,
     cuts: Cuts = None,
     partial: Partial = False,
     device: Device = "auto",
@@ -74,15 +83,18 @@ def transcribe(
 ) -> None:
     """Write down what is said, with times."""
     from fastslm.longform.cuts import check_cuts
-    from fastslm.longform.formats import format_named
+    from fastslm.longform.formats import FORMATS, format_named
     from fastslm.longform.transcription import TranscriptionOptions
-    from fastslm.writing import write_text
+    from fastslm.writing import json_text, write_text
 
     if as_json and format_name not in (None, "json"):
         raise OptionError(f"--json and --format {format_name} were both given: choose one of them.")
     form = format_named("json" if as_json else format_name or "text")
     if form.has_marks and output_dir is None and len(files) > 1:
         raise OptionError(f"Several {form.name} files cannot follow one another on standard output: give --output-dir.")
+    if overwrite and (taken := [str(file) for file in files if str(file) in FORMATS and not file.exists()]):
+        # In openai/whisper -f is --output_format.
+        raise OptionError(f"{taken[0]} was taken for a recording, as -f is --overwrite: give --format {taken[0]}.")
     options: dict[str, Any] = {
         "language": language,
         "decoder": named_decoder(decoder, reader),
@@ -91,6 +103,8 @@ def transcribe(
         "context_windows": context_windows,
         "repetition": repetition,
         "no_speech": no_speech,
+        "prompt": None if prompt is None else as_unicode(prompt),
+        "hotwords": None if hotwords is None else as_unicode(hotwords),
     }
     chosen = TranscriptionOptions(**options)
 
@@ -98,7 +112,7 @@ def transcribe(
         chosen.resolved(empty)
         check_cuts(cuts or "fixed", empty.config.mel_mode)
 
-    targets = output_paths(files, output_dir, form.suffix) if output_dir else {}
+    places = outputs(files, output_dir, form.suffix, overwrite=overwrite, skip_existing=skip_existing)
 
     def work(loaded: "FastSLM", file: Path, on_progress: "OnProgress") -> "Transcript":
         return loaded.transcribe(
@@ -111,19 +125,28 @@ def transcribe(
 
     def hand_over(loaded: "FastSLM", file: Path, transcript: "Transcript") -> None:
         warn(file, transcript.warnings)
-        if file in targets:
-            as_file = (
-                _json(file, loaded, transcript.as_dict()) + "\n" if form.name == "json" else form.write(transcript)
-            )
-            name_written(write_text(targets[file], as_file))
+        if file in places.targets:
+            result = _named(file, loaded, transcript.as_dict())
+            as_file = f"{json_text(result)}\n" if form.name == "json" else form.write(transcript)
+            if places.may_write(file):
+                name_written(write_text(places.targets[file], as_file))
         elif form.name == "json":
-            _print_json(file, loaded, transcript.as_dict())
+            print_json(_named(file, loaded, transcript.as_dict()))
         else:
             _print_text(file, files, form.write(transcript))
 
     given = chosen != TranscriptionOptions() or cuts is not None
     for_each_file(
-        files, model, device, dtype, work, hand_over, check=check if given else None, partial=partial, cuts=cuts
+        files,
+        model,
+        device,
+        dtype,
+        work,
+        hand_over,
+        check=check if given else None,
+        partial=partial,
+        cuts=cuts,
+        outputs=places,
     )
 
 
@@ -141,6 +164,8 @@ def translate(
     model: Model = DEFAULT_MODEL,
     as_json: AsJson = False,
     output_dir: OutputDir = None,
+    overwrite: Overwrite = False,
+    skip_existing: SkipExisting = False,
     max_new_tokens: MaxNewTokens = None,
     method: AnswerMethod = "auto",
     span_seconds: SpanSeconds = None,
@@ -157,7 +182,7 @@ def translate(
         files,
         (model, device, dtype),
         as_json,
-        output_dir,
+        (output_dir, overwrite, skip_existing),
         together,
         partial,
         {
@@ -180,6 +205,8 @@ def summarize(
     model: Model = DEFAULT_MODEL,
     as_json: AsJson = False,
     output_dir: OutputDir = None,
+    overwrite: Overwrite = False,
+    skip_existing: SkipExisting = False,
     max_new_tokens: MaxNewTokens = None,
     method: AnswerMethod = "auto",
     span_seconds: SpanSeconds = None,
@@ -196,7 +223,7 @@ def summarize(
         files,
         (model, device, dtype),
         as_json,
-        output_dir,
+        (output_dir, overwrite, skip_existing),
         together,
         partial,
         {
@@ -231,6 +258,8 @@ def ask(
     model: Model = DEFAULT_MODEL,
     as_json: AsJson = False,
     output_dir: OutputDir = None,
+    overwrite: Overwrite = False,
+    skip_existing: SkipExisting = False,
     max_new_tokens: MaxNewTokens = None,
     method: AnswerMethod = "auto",
     span_seconds: SpanSeconds = None,
@@ -249,12 +278,12 @@ def ask(
         raise OptionError(
             f"There is no file, or no question, in {question!r}: give files, and the question after them."
         )
-    asked = question
+    asked = as_unicode(question)
     _answers(
         [path_named(file) for file in arguments],
         (model, device, dtype),
         as_json,
-        output_dir,
+        (output_dir, overwrite, skip_existing),
         together,
         partial,
         {
@@ -276,8 +305,10 @@ def encode(
     files: Files,
     model: Model = DEFAULT_MODEL,
     output_dir: Annotated[
-        Path, typer.Option(metavar="FOLDER", parser=path_named, help="Folder of the memories.")
+        Path, typer.Option("--output-dir", "-o", metavar="FOLDER", parser=path_named, help="Folder of the memories.")
     ] = Path(),
+    overwrite: Overwrite = False,
+    skip_existing: SkipExisting = False,
     cuts: Cuts = None,
     partial: Partial = False,
     as_json: AsJson = False,
@@ -293,10 +324,11 @@ def encode(
     from fastslm.longform.memory import SUFFIX
     from fastslm.longform.results import clock
 
-    targets = output_paths(files, output_dir, SUFFIX)
+    places = outputs(files, output_dir, SUFFIX, overwrite=overwrite, skip_existing=skip_existing)
 
     def kept(file: Path) -> Path:
-        return targets[file].with_name(targets[file].name + resumption.SUFFIX)
+        target = places.targets[file]
+        return target.with_name(target.name + resumption.SUFFIX)
 
     def work(loaded: "FastSLM", file: Path, on_progress: "OnProgress") -> "SpeechMemory":
         begun = False
@@ -304,7 +336,7 @@ def encode(
         def show(progress: "Progress") -> None:
             nonlocal begun
             if not begun and progress.seconds:
-                typer.echo(f"fastslm: {file} goes on at {clock(progress.seconds)}, from {kept(file)}.", err=True)
+                say(f"{shown(file)} goes on at {clock(progress.seconds)}, from {shown(kept(file))}.")
             begun = True
             on_progress(progress)
 
@@ -314,16 +346,19 @@ def encode(
             return loaded.encode(file, cuts=cuts, kept_at=kept(file), partial=partial, on_progress=show)  # type: ignore[arg-type]
         except KeyboardInterrupt:
             if kept(file).exists():
-                typer.echo(f"\nfastslm: {kept(file)} holds what is done: the same command goes on from it.", err=True)
+                tell("")  # below the ^C
+                say(f"{shown(kept(file))} holds what is done: the same command goes on from it.")
             raise
 
     def hand_over(loaded: "FastSLM", file: Path, memory: "SpeechMemory") -> None:
         warn(file, memory.facts.warnings)
-        path = memory.save(targets[file])
+        if not places.may_write(file):
+            return
+        path = memory.save(places.targets[file])
         kept(file).unlink(missing_ok=True)
         if as_json:
-            facts = {"memory": str(path), "duration": round(memory.duration, 3), "windows": len(memory.tokens)}
-            name_written(_json(file, loaded, {**facts, "audio_tokens": memory.audio_tokens}))
+            facts = {"memory": as_unicode(path), "duration": round(memory.duration, 3), "windows": len(memory.tokens)}
+            name_written(_named(file, loaded, {**facts, "audio_tokens": memory.audio_tokens}))
         else:
             name_written(path)
 
@@ -331,7 +366,16 @@ def encode(
         check_cuts(cuts or "fixed", empty.config.mel_mode)
 
     for_each_file(
-        files, model, device, dtype, work, hand_over, check=check if cuts else None, partial=partial, cuts=cuts
+        files,
+        model,
+        device,
+        dtype,
+        work,
+        hand_over,
+        check=check if cuts else None,
+        partial=partial,
+        cuts=cuts,
+        outputs=places,
     )
 
 
@@ -339,7 +383,7 @@ def _answers(
     files: list[Path],
     which: tuple[str, str, str],
     as_json: bool,
-    output_dir: Path | None,
+    where: tuple[Path | None, bool, bool],
     together: bool,
     partial: bool,
     options: dict[str, Any],
@@ -347,11 +391,15 @@ def _answers(
     prompt_options: dict[str, str],
     answer: "Callable[[FastSLM, Path | list[Path], dict[str, Any], OnProgress], Answer]",
 ) -> None:
-    """What a task of the language model says of each file, or of all of them as one."""
+    """What a task of the language model says of each file, or of all of them as one.
+
+    Args:
+        which: the model, its device and its dtype. where: the folder of results, and what becomes of those there.
+    """
     from fastslm.longform.formats import marked
     from fastslm.longform.questions import AnswerOptions
     from fastslm.prompts import build_content
-    from fastslm.writing import write_text
+    from fastslm.writing import json_text, write_text
 
     build_content(task, **prompt_options)  # raises what is wrong with the question or the language
     chosen = AnswerOptions(**options)
@@ -361,7 +409,10 @@ def _answers(
         raise OptionError("A --prefix-file keeps one prompt, and there are several files: give one, or --together.")
     named = files[:1] if together else files
     suffix = ".json" if as_json else ".txt"
-    targets = output_paths(named, output_dir, suffix, read=files, kept=prefix_file) if output_dir else {}
+    folder, overwrite, skip_existing = where
+    places = outputs(
+        named, folder, suffix, overwrite=overwrite, skip_existing=skip_existing, read=files, kept=prefix_file
+    )
 
     def work(loaded: "FastSLM", file: Path, on_progress: "OnProgress") -> "Answer":
         return answer(loaded, list(files) if together else file, {**options, "partial": partial}, on_progress)
@@ -371,11 +422,13 @@ def _answers(
         result: dict[str, object] = dict(found.as_dict())
         text = marked(found.text, found.partial)
         if together:
-            result["files"] = [str(own) for own in files]
-        if file in targets:
-            name_written(write_text(targets[file], (_json(file, loaded, result) if as_json else text) + "\n"))
+            result["files"] = [as_unicode(own) for own in files]
+        if file in places.targets:
+            as_file = json_text(_named(file, loaded, result)) if as_json else text
+            if places.may_write(file):
+                name_written(write_text(places.targets[file], f"{as_file}\n"))
         elif as_json:
-            _print_json(file, loaded, result)
+            print_json(_named(file, loaded, result))
         else:
             _print_text(file, named, text + "\n")
 
@@ -387,18 +440,16 @@ def _answers(
         check=chosen.check if chosen != AnswerOptions() else None,
         partial=partial,
         together=files if together else (),
+        outputs=places,
     )
 
 
-def _json(file: Path, loaded: "FastSLM", result: dict[str, object]) -> str:
-    return json.dumps({"file": str(file), "model": loaded.name, **result}, ensure_ascii=False)
-
-
-def _print_json(file: Path, loaded: "FastSLM", result: dict[str, object]) -> None:
-    typer.echo(_json(file, loaded, result))
+def _named(file: Path, loaded: "FastSLM", result: dict[str, object]) -> dict[str, object]:
+    """A result with what it is of, for JSON."""
+    return {"file": as_unicode(file), "model": loaded.name, **result}
 
 
 def _print_text(file: Path, files: list[Path], text: str) -> None:
     if len(files) > 1:
-        typer.echo(f"==> {file} <==")
-    typer.echo(text, nl=False)
+        print_text(f"==> {shown(file)} <==")
+    print_text(text, end="")

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fastslm.cli.printing import print_text
+
 app = typer.Typer()
 
 
@@ -34,7 +36,7 @@ def train(
         from fastslm.training.dry_run import dry_run as estimate
 
         found = estimate(checked, processes=processes, sharded=sharded, tflops=tflops)
-        typer.echo(found.as_json() if as_json else found.as_text())
+        print_text(found.as_json() if as_json else found.as_text())
         return
     from accelerate import PartialState
 
@@ -42,4 +44,4 @@ def train(
 
     folder = run(checked)
     if PartialState().is_main_process:
-        typer.echo(folder)
+        print_text(folder)

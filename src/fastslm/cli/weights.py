@@ -1,12 +1,12 @@
 """`fastslm weights`: what base weights there are, and fetching them ahead of time."""
 
-import json
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from fastslm.cli.printing import print_json, print_text
 from fastslm.weights import list_weights, resolve
 from fastslm.wheel_download import megabytes
 
@@ -22,7 +22,7 @@ def list_command(as_json: Annotated[bool, typer.Option("--json", help="Print a J
     """Show the known weights, their size and licence, and where they are cached."""
     known = list_weights()
     if as_json:
-        typer.echo(json.dumps([weights.as_json() for weights in known], indent=2))
+        print_json([weights.as_json() for weights in known], indent=2)
         return
     table = Table("name", "licence", "download", "source and folder")
     table.columns[0].no_wrap = True
@@ -36,10 +36,10 @@ def list_command(as_json: Annotated[bool, typer.Option("--json", help="Print a J
 @app.command()
 def fetch(name: Name) -> None:
     """Fetch weights unless they are cached, and print their folder."""
-    typer.echo(resolve(name))
+    print_text(resolve(name))
 
 
 @app.command()
 def path(name: Name) -> None:
     """Print the folder of cached weights; reaches no network."""
-    typer.echo(resolve(name, allow_fetch=False))
+    print_text(resolve(name, allow_fetch=False))

@@ -114,7 +114,7 @@ class Effects:
 
 def sample_generator(key: Sequence[int], sample_id: str) -> np.random.Generator:
     """The generator of one sample, whatever came before it. `key` is a seed and an epoch, or a variant of a packing."""
-    digest = hashlib.sha256(sample_id.encode()).digest()
+    digest = hashlib.sha256(sample_id.encode("utf-8", "surrogatepass")).digest()
     return np.random.default_rng([*key, int.from_bytes(digest[:8], "little")])
 
 

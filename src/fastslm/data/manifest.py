@@ -16,7 +16,7 @@ import pydantic
 from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES, load_audio, stream_audio, window_count
 from fastslm.data.reference import AudioReference, Segment, render_span
 from fastslm.errors import ManifestError, OptionError
-from fastslm.writing import write_text
+from fastslm.writing import json_text, write_text
 
 LabelKind = Literal["human", "pseudo", "synthetic"]
 TaskName = Literal["transcribe", "translate", "summarize", "ask"]
@@ -32,6 +32,10 @@ KNOWN = (
     "instruction",
     "answer",
 )
+
+
+# Named after files, whose names may be no Unicode.
+FILE_KEYS = ("id", "audio", "mixed_from")
 
 
 class Clip(pydantic.BaseModel):
@@ -233,7 +237,10 @@ def parse_clip(path: str | Path, number: int, line: bytes) -> Clip:
     path = Path(path)
     where = f"{path}, line {number}"
     try:
-        clip = Clip.model_validate(json.loads(line.decode("utf-8")))
+        row = json.loads(line.decode("utf-8"))
+        if b"\\ud" in line.lower() and (key := _half_character(row)) is not None:
+            raise ManifestError(f"{where}: {key} holds half a character (\\ud800 to \\udfff); correct the line.")
+        clip = Clip.model_validate(row)
     except UnicodeDecodeError:
         raise ManifestError(f"{where}: this is not UTF-8; save the file as UTF-8.") from None
     except json.JSONDecodeError as error:
@@ -245,6 +252,16 @@ def parse_clip(path: str | Path, number: int, line: bytes) -> Clip:
         raise ManifestError(f"{where}: {key}{': ' if key else ''}{said}; correct the line.") from None
     clip._folder, clip._where = path.parent, where
     return clip
+
+
+def _half_character(value: Any, key: str = "the line") -> str | None:
+    """The key of a text that is no Unicode."""
+    if isinstance(value, dict):
+        own = ((_half_character(item, str(name))) for name, item in value.items() if name not in FILE_KEYS)
+        return next((found for found in own if found is not None), None)
+    if isinstance(value, list):
+        return next((found for item in value if (found := _half_character(item, key)) is not None), None)
+    return key if isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value) else None
 
 
 def iter_manifest(path: str | Path) -> Iterator[Clip]:
@@ -280,7 +297,7 @@ def write_manifest(path: str | Path, rows: Iterable[dict[str, Any]]) -> int:
     Raises:
         FastSLMError: it cannot be written.
     """
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    lines = [json_text(row) + "\n" for row in rows]
     write_text(path, "".join(lines))
     return len(lines)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastslm.errors import ManifestError
-from fastslm.writing import write_text
+from fastslm.writing import json_text, write_text
 
 NEEDED = ("id", "clip", "hypothesis", "finish_reason")
 # Of the run: what every report says.
@@ -51,7 +51,7 @@ class Predictions:
         Raises:
             FastSLMError: they cannot be written.
         """
-        lines = (json.dumps(row, ensure_ascii=False) for row in (self.facts, *self.rows))
+        lines = (json_text(row) for row in (self.facts, *self.rows))
         write_text(path, "".join(f"{line}\n" for line in lines))
 
     @classmethod

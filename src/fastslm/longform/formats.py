@@ -1,6 +1,5 @@
 """The forms in which a transcript can be written."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -8,6 +7,7 @@ from difflib import get_close_matches
 from fastslm.errors import OptionError
 from fastslm.longform.results import Transcript
 from fastslm.longform.subtitles import CUT_MARK, write_srt, write_vtt
+from fastslm.writing import json_text
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ FORMATS = {
     form.name: form
     for form in (
         Format("text", ".txt", lambda transcript: marked(transcript.text, transcript.partial) + "\n"),
-        Format("json", ".json", lambda transcript: json.dumps(transcript.as_dict(), ensure_ascii=False) + "\n"),
+        Format("json", ".json", lambda transcript: json_text(transcript.as_dict()) + "\n"),
         Format("srt", ".srt", write_srt, has_marks=True),
         Format("vtt", ".vtt", write_vtt, has_marks=True),
     )

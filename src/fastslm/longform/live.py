@@ -5,6 +5,7 @@ transcript of the file.
 """
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from time import monotonic
@@ -72,6 +73,8 @@ def transcribe_stream(
         AudioError: the chunks are no sound, or end before 0.1 s.
     """
     check_live(encoder, options, cuts, update_seconds)
+    for sentence in transcriber.hint_warnings(options):
+        warnings.warn(sentence, stacklevel=2)
     window = _LiveWindow(encoder, transcriber, options, cuts, update_seconds)
     for block in stream_chunks(chunks, sampling_rate, STEP_SAMPLES):
         yield from window.hear(block)

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fastslm.errors import CheckpointError, FastSLMError
-from fastslm.writing import write_tensors
+from fastslm.writing import utf8_path, write_tensors
 
 SUFFIX = ".fslm"
 FORMAT = "fastslm-memory"
@@ -89,7 +89,7 @@ class SpeechMemory:
         if not os.path.isfile(name):
             raise FastSLMError(f"{name} does not exist as a file: make a speech memory with `fastslm encode`.")
         try:
-            with safe_open(name, "pt") as file:
+            with utf8_path(name) as readable, safe_open(readable, "pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise CheckpointError(f"{name} is no speech memory: make one with `fastslm encode`.")

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from fastslm.errors import CheckpointError
 from fastslm.model.modeling import FastSLMForConditionalGeneration
-from fastslm.writing import write_tensors
+from fastslm.writing import utf8_path, write_tensors
 
 FORMAT = "fastslm-prefix"
 VERSION = 1
@@ -172,7 +172,7 @@ def load_prefix(
     """
     name = os.fspath(path)
     try:
-        with safe_open(name, "pt") as file:
+        with utf8_path(name) as readable, safe_open(readable, "pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT or int(metadata["version"]) > VERSION:
                 raise CheckpointError(f"{name} is no kept prefix that this fastslm can read: name another file.")

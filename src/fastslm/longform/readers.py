@@ -27,6 +27,7 @@ from fastslm.longform.generation import (
     token_budget,
     write,
 )
+from fastslm.longform.hints import Hints
 from fastslm.longform.prefix_cache import can_keep
 from fastslm.longform.recording_prefix import RecordingPrefixes
 from fastslm.longform.results import FinishReason, Word
@@ -41,6 +42,7 @@ Decoder = Literal["auto", "ctc", "whisper", "llm"]
 # Each window alone; each with those before it; all of them in one prompt.
 Method = Literal["window", "context", "whole"]
 NoSpeech = Literal["skip", "read"]
+NO_HINTS = Hints()
 
 
 @dataclass(frozen=True)
@@ -180,11 +182,13 @@ class WhisperDecoderReader:
         budgets: Sequence[int],
         decoding: Decoding = PLAIN,
         no_speech: NoSpeech = "read",
+        hints: Hints = NO_HINTS,
     ) -> list[Reading]:
         """As `WindowReader`; what the unfolder makes of the tokens serves letters and text alike.
 
         Args:
             no_speech: `skip`, a window in which the CTC head hears not a letter is silent and costs no decoding.
+            hints: stand before the text of each window, as the text of one before it would in Whisper.
         """
         decoder, head = self.model.whisper_decoder, self.model.ctc_head
         assert decoder is not None
@@ -201,7 +205,8 @@ class WhisperDecoderReader:
         if not rows:
             return found
         done = RowsDone(len(decoder.start), [budgets[row] for row in rows], decoding.stop_at_loop)
-        written = decoder.read_frames(frames[rows], max(done.lengths), done, _processors(decoding))
+        previous = decoder.previous_text(hints.prompt, hints.hotwords).ids if hints else ()
+        written = decoder.read_frames(frames[rows], max(done.lengths), done, _processors(decoding), previous)
         texts = [self.text_of(own.ids[:length]) for own, length in zip(written, done.lengths, strict=True)]
         words: list[list[Word]] = [[] for _ in texts]
         if letters is not None:
@@ -210,6 +215,20 @@ class WhisperDecoderReader:
             # A row whose budget ends before another's is filled up with the end token, which it did not write.
             reason = "stop" if own.complete and len(own.ids) < length else "length"
             found[row] = Reading(text, tuple(timed), own.ids[:length], reason)
+        return found
+
+    def hint_warnings(self, hints: Hints) -> list[str]:
+        """What of the hints the decoder has no room for, one sentence each."""
+        assert self.model.whisper_decoder is not None
+        told = self.model.whisper_decoder.previous_text(hints.prompt, hints.hotwords)
+        found = []
+        for name, end, count, left in (
+            ("hotwords", "first", told.hotwords, told.hotwords_left_out),
+            ("prompt", "last", told.prompt, told.prompt_left_out),
+        ):
+            if left:
+                kept = f"of which only the {end} {count - left} are read" if left < count else "none of which is read"
+                found.append(f"The {name} of {count} tokens {'is' if name == 'prompt' else 'are'} too long, {kept}.")
         return found
 
     def text_of(self, ids: Sequence[int]) -> str:
@@ -258,15 +277,25 @@ class LLMReader:
         return caveats(self.model, "transcribe")
 
     def read(
-        self, tokens: torch.Tensor, seconds: Sequence[float], budgets: Sequence[int], decoding: Decoding = PLAIN
+        self,
+        tokens: torch.Tensor,
+        seconds: Sequence[float],
+        budgets: Sequence[int],
+        decoding: Decoding = PLAIN,
+        hints: Hints = NO_HINTS,
     ) -> list[Reading]:
-        """As `WindowReader`."""
-        prompt = self.processor.build_prompt("transcribe")
+        """As `WindowReader`; the hints are part of the instruction."""
+        prompt = self._prompt(hints)
         written = generate(self.model, self.processor, prompt, tokens[:, None], budgets, decoding)
         return [_reading(own) for own in written]
 
     def read_after(
-        self, tokens: torch.Tensor, before: Sequence[str], budget: int, decoding: Decoding = PLAIN
+        self,
+        tokens: torch.Tensor,
+        before: Sequence[str],
+        budget: int,
+        decoding: Decoding = PLAIN,
+        hints: Hints = NO_HINTS,
     ) -> Reading:
         """The last of some windows that follow one another, the others being in the prompt with what was read in them.
 
@@ -275,12 +304,17 @@ class LLMReader:
             before: texts of all windows but the last.
         """
         begun = " ".join(text for text in before if text)
-        prompt = self.processor.build_prompt("transcribe") + CONTROL_TOKEN.sub("", begun)
+        prompt = self._prompt(hints) + CONTROL_TOKEN.sub("", begun)
         (written,) = generate(self.model, self.processor, prompt, tokens[None], [budget], decoding)
         return _reading(written)
 
     def read_whole(
-        self, tokens: torch.Tensor, budget: int, recordings: RecordingPrefixes, decoding: Decoding = PLAIN
+        self,
+        tokens: torch.Tensor,
+        budget: int,
+        recordings: RecordingPrefixes,
+        decoding: Decoding = PLAIN,
+        hints: Hints = NO_HINTS,
     ) -> Reading:
         """All windows of a recording, (windows, 50, hidden), in one prompt.
 
@@ -291,8 +325,8 @@ class LLMReader:
             OptionError: the language model has too few positions.
         """
         if not can_keep(self.model):
-            return self.read_after(tokens, [], budget, decoding)
-        prompt = self.processor.build_prompt("transcribe")
+            return self.read_after(tokens, [], budget, decoding, hints)
+        prompt = self._prompt(hints)
         ids = prompt_ids(self.processor, prompt, [len(tokens)]).to(self.model.device)
         check_context(self.model, ids.shape[1], len(tokens), budget)
         with recordings.of(prompt, [tokens]) as (prefix, kept):
@@ -300,13 +334,30 @@ class LLMReader:
         read, saved = (0, prefix.length) if kept else (prefix.length, 0)
         return replace(_reading(written), prompt_tokens=read + written.prompt_tokens, cached_tokens=saved)
 
-    def whole_budget(self, tokens: torch.Tensor, seconds: float) -> int:
+    def whole_budget(self, tokens: torch.Tensor, seconds: float, hints: Hints = NO_HINTS) -> int:
         """Tokens for all that is said in a recording, or what the positions leave room for, but at least half of it."""
         budget, limit = token_budget(seconds), context_length(self.model)
         if limit is None:
             return budget
-        prompt = prompt_ids(self.processor, self.processor.build_prompt("transcribe"), [len(tokens)])
+        prompt = prompt_ids(self.processor, self._prompt(hints), [len(tokens)])
         return min(budget, max(math.ceil(budget / 2), limit - prompt.shape[1]))
+
+    def hint_warnings(self, hints: Hints) -> list[str]:
+        """None: the language model has room for all of the hints, or they are refused.
+
+        Raises:
+            OptionError: they would take more than half of its positions.
+        """
+        places, limit = prompt_ids(self.processor, self._prompt(hints), [0]).shape[1], context_length(self.model)
+        if limit is not None and places > limit // 2:
+            raise OptionError(
+                f"With the prompt and hotwords {places} positions are needed before any speech, and up to {limit // 2} "
+                "of the language model's are for them: shorten them."
+            )
+        return []
+
+    def _prompt(self, hints: Hints) -> str:
+        return self.processor.build_prompt("transcribe", instruction=hints.instruction)
 
     def text_of(self, ids: Sequence[int]) -> str:
         """As `WindowReader`."""

@@ -11,6 +11,7 @@ import torch
 from fastslm.errors import OptionError
 from fastslm.longform.encoder import OnProgress, window_seconds
 from fastslm.longform.generation import Decoding, check_budget, token_budget
+from fastslm.longform.hints import Hints, checked_hint
 from fastslm.longform.memory import SpeechMemory
 from fastslm.longform.numeric_options import is_whole, plain_numbers
 from fastslm.longform.readers import (
@@ -56,6 +57,10 @@ class TranscriptionOptions:
         no_speech: what is done about windows with sound in which the CTC head hears not a letter, such as music:
             `skip`, they get an empty text; `read`, they are read. By default they are skipped by a decoder that writes
             tokens, which might invent some, if the model has a CTC head.
+        prompt: text that might stand before the transcript, whose words, names and style are taken up, in every window;
+            of Whisper's decoder the last 223 tokens. An empty one is none.
+        hotwords: words and names that may be said, as they are spelled; of Whisper's decoder the first 223 tokens,
+            which leave the prompt so much less.
         reader: what `decoder` was called before.
     """
 
@@ -66,6 +71,8 @@ class TranscriptionOptions:
     context_windows: int | None = None
     repetition: Repetition = "retry"
     no_speech: NoSpeech | None = None
+    prompt: str | None = None
+    hotwords: str | None = None
     reader: InitVar[Decoder | None] = None
 
     def __post_init__(self, reader: Decoder | None) -> None:
@@ -84,7 +91,9 @@ class TranscriptionOptions:
         reader = reader_named(self.decoder, model)
         check_budget(self.max_new_tokens)
         idle = {"max_new_tokens": self.max_new_tokens is not None, "repetition": self.repetition != "retry"}
+        hints = {option: checked_hint(option, getattr(self, option)) for option in ("prompt", "hotwords")}
         idle["no_speech"] = self.no_speech is not None
+        idle |= {option: text is not None for option, text in hints.items()}
         for option in (name for name, given in idle.items() if given and not reader.writes_tokens):
             raise OptionError(f"{option} was given, but the decoder {reader.name} writes no tokens: leave it out.")
         method = choose_method(self.method, reader)
@@ -107,7 +116,13 @@ class TranscriptionOptions:
             decoder=reader.name,  # type: ignore[arg-type]
             method=method,
             context_windows=context or (CONTEXT_WINDOWS if method == "context" else None),
+            **hints,
         )
+
+    @property
+    def hints(self) -> Hints:
+        """What the reader is told beforehand."""
+        return Hints(self.prompt, self.hotwords)
 
 
 def _spoken(language: str | None, allowed: Sequence[str]) -> str:
@@ -162,10 +177,12 @@ class Transcriber:
                 memory, or of several that are read together.
 
         Raises:
-            OptionError: by the method `whole`, a recording longer than the language model's context.
+            OptionError: by the method `whole`, a recording longer than the language model's context; hints that are
+                too long for it.
         """
         options = options.resolved(self.model)
         reader = self._reader(options.decoder)
+        warnings = [*self.hint_warnings(options), *reader.caveats()]
         clock_started = monotonic() if started is None else started
         for group in _grouped(memories, self._together(reader) if options.method == "window" else 1):
             if options.method == "window":
@@ -177,8 +194,23 @@ class Transcriber:
             elapsed = monotonic() - clock_started
             total = sum(memory.duration for memory in group)
             for memory, parts in zip(group, own, strict=True):
-                yield _transcript(memory, parts, options, elapsed * memory.duration / total, reader.caveats())
+                yield _transcript(memory, parts, options, elapsed * memory.duration / total, warnings)
             clock_started = monotonic()
+
+    def hint_warnings(self, options: TranscriptionOptions) -> list[str]:
+        """What the reader does not take of the prompt and the hotwords, one sentence each.
+
+        Args:
+            options: resolved.
+
+        Raises:
+            OptionError: the reader can't have them, or so many.
+        """
+        if not options.hints:
+            return []
+        reader = self._reader(options.decoder)
+        assert isinstance(reader, WhisperDecoderReader | LLMReader)
+        return reader.hint_warnings(options.hints)
 
     def _reader(self, name: str) -> WindowReader:
         """One reader of each kind is kept."""
@@ -234,6 +266,8 @@ class Transcriber:
         own_options: dict[str, Any] = {}
         if isinstance(reader, WhisperDecoderReader):
             own_options["no_speech"] = options.no_speech
+        if options.hints:
+            own_options["hints"] = options.hints
         tell = _Told([seconds for _, seconds in windows], on_progress)
 
         def read(rows: Sequence[int], decoding: Decoding) -> list[Reading]:
@@ -272,7 +306,7 @@ class Transcriber:
 
             def read(_: Sequence[int], decoding: Decoding, given=(tokens, before, budget)) -> list[Reading]:
                 tokens, before, budget = given
-                return [reader.read_after(tokens, before, budget, decoding)]
+                return [reader.read_after(tokens, before, budget, decoding, options.hints)]
 
             readings += guarded(read, 1, reader.text_of, options.repetition)
         tell.read_to(len(readings) - 1)
@@ -282,9 +316,9 @@ class Transcriber:
         assert isinstance(reader, LLMReader)
         if all(self._quiet(memory, options)):
             return SILENT
-        budget = options.max_new_tokens or reader.whole_budget(memory.tokens, memory.duration)
+        budget = options.max_new_tokens or reader.whole_budget(memory.tokens, memory.duration, options.hints)
         (reading,) = guarded(
-            lambda _, decoding: [reader.read_whole(memory.tokens, budget, self.recordings, decoding)],
+            lambda _, decoding: [reader.read_whole(memory.tokens, budget, self.recordings, decoding, options.hints)],
             1,
             reader.text_of,
             options.repetition,
@@ -320,7 +354,7 @@ def _transcript(
     readings: list[Reading],
     options: TranscriptionOptions,
     processing: float,
-    caveats: list[str],
+    caveats: Sequence[str],
 ) -> Transcript:
     spans = [(0.0, memory.duration)] if options.method == "whole" else memory.times.tolist()
     segments = tuple(

@@ -23,7 +23,7 @@ from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache, LogitsProcessor, StoppingCriteria
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
-from fastslm.errors import CheckpointError
+from fastslm.errors import CheckpointError, OptionError
 from fastslm.model.configuration import FastSLMConfig, HFQFormerConfig
 from fastslm.model.ctc_head import ContextBlock
 from fastslm.model.lora import add_decoder_lora, merge_lora
@@ -74,6 +74,21 @@ class ReadText:
     text: str
     ids: tuple[int, ...]
     complete: bool
+
+
+@dataclass(frozen=True)
+class PreviousText:
+    """What the decoder is told before a text begins.
+
+    ids: its tokens, from `<|startofprev|>` on; empty where nothing is told. prompt, hotwords: how many tokens of each
+    were given. prompt_left_out, hotwords_left_out: how many of those found no room.
+    """
+
+    ids: tuple[int, ...] = ()
+    prompt: int = 0
+    hotwords: int = 0
+    prompt_left_out: int = 0
+    hotwords_left_out: int = 0
 
 
 class UnfoldingDecoder(nn.Module):
@@ -144,6 +159,7 @@ class UnfoldingDecoder(nn.Module):
         max_new_tokens: int,
         done: StoppingCriteria | None = None,
         processors: Sequence[LogitsProcessor] = (),
+        previous: Sequence[int] = (),
     ) -> list[ReadText]:
         """The greedy text of each window; rows do not depend on each other. As `generate` of transformers, but faster.
 
@@ -155,14 +171,17 @@ class UnfoldingDecoder(nn.Module):
             done: asked after each token which rows end; of all rows, those that have ended filled up with the end
                 token.
             processors: change the scores of the next token.
+            previous: tokens before the start of each text, from `previous_text`. Neither `done` nor `processors` see
+                them, and no text holds them.
         """
         decoder = self.reading
         frames = frames.to(decoder.dtype)
-        device, begin = frames.device, len(self.start)
+        skipped = len(previous)
+        device, begin = frames.device, skipped + len(self.start)
         length = begin + min(max_new_tokens, decoder.config.max_target_positions - begin)
         end = self.tokenizer.eos_token_id
         ids = torch.full((len(frames), length), end, device=device)
-        ids[:, :begin] = torch.tensor(self.start, device=device)
+        ids[:, :begin] = torch.tensor([*previous, *self.start], device=device)
         never, not_first = (torch.tensor(own, dtype=torch.long, device=device) for own in self._suppressed)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         ended = torch.zeros(len(ids), dtype=torch.bool, device=device)
@@ -175,7 +194,7 @@ class UnfoldingDecoder(nn.Module):
             told = at
             scores = self.next_scores(hidden[:, -1])
             for process in processors:
-                scores = process(ids[rows, :at], scores.float())  # type: ignore[arg-type]
+                scores = process(ids[rows, skipped:at], scores.float())  # type: ignore[arg-type]
             scores[:, never] = float("-inf")
             if at == begin:
                 scores[:, not_first] = float("-inf")
@@ -183,7 +202,7 @@ class UnfoldingDecoder(nn.Module):
             ids[rows, at] = torch.where(ended[rows], end, scores.max(-1).indices)
             ended |= ids[:, at] == end
             if done is not None:
-                ended |= done(ids[:, : at + 1], scores)  # type: ignore[arg-type]
+                ended |= done(ids[:, skipped : at + 1], scores)  # type: ignore[arg-type]
             going = (~ended[rows]).nonzero()[:, 0]
             if not len(going):
                 break
@@ -191,7 +210,7 @@ class UnfoldingDecoder(nn.Module):
             if len(going) <= len(rows) * STAYING:
                 rows, frames = rows[going], frames[going]
                 cache.batch_select_indices(going)  # type: ignore[arg-type]
-        return [self._read(row) for row in ids[:, : at + 1].tolist()]
+        return [self._read(row) for row in ids[:, skipped : at + 1].tolist()]
 
     def next_scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of the next token: (rows, hidden) → (rows, vocabulary); the output projection is the embedding."""
@@ -207,6 +226,38 @@ class UnfoldingDecoder(nn.Module):
         complete = end in own
         own = own[: own.index(end)] if complete else own
         return ReadText(self.text_of(own), tuple(own), complete)
+
+    def previous_text(self, prompt: str | None = None, hotwords: str | None = None) -> PreviousText:
+        """What the decoder is told before a text: `<|startofprev|>`, the hotwords, then the prompt.
+
+        The prompt is openai/whisper's `initial_prompt`, the hotwords are faster-whisper's. As there, each is encoded
+        after a space, and half the positions but one have room for them: for the first of the hotwords and, in what
+        these leave, for the last of the prompt.
+
+        Raises:
+            OptionError: the decoder's vocabulary has no `<|startofprev|>`.
+        """
+        begin = self.tokenizer.convert_tokens_to_ids("<|startofprev|>")
+        if begin in (None, self.tokenizer.unk_token_id):
+            raise OptionError(
+                "This model's decoder has no token <|startofprev|>, which a prompt or hotwords need: leave them out."
+            )
+        words, text = self._told(hotwords), self._told(prompt)
+        room = self.decoder.config.max_target_positions // 2 - 1
+        kept_words = words[:room]
+        kept_text = text[max(0, len(text) - (room - len(kept_words))) :]
+        kept = [*kept_words, *kept_text]
+        return PreviousText(
+            (begin, *kept) if kept else (),
+            len(text),
+            len(words),
+            len(text) - len(kept_text),
+            len(words) - len(kept_words),
+        )
+
+    def _told(self, text: str | None) -> list[int]:
+        bare = (text or "").strip()
+        return self.tokenizer(f" {bare}", add_special_tokens=False)["input_ids"] if bare else []
 
     def text_of(self, ids: Sequence[int]) -> str:
         """The text of tokens that it wrote."""
