@@ -14,12 +14,15 @@ from fastslm.cli.options import (
     Cuts,
     Device,
     DType,
+    Duration,
     Files,
     MaxNewTokens,
     Model,
     OutputDir,
-    Partial,
     Reader,
+    Start,
+    Strict,
+    Track,
     path_named,
 )
 from fastslm.cli.task_options import (
@@ -65,11 +68,15 @@ def transcribe(
     repetition: Repetition = "retry",
     no_speech: NoSpeech = None,
     cuts: Cuts = None,
-    partial: Partial = False,
+    track: Track = None,
+    start: Start = None,
+    duration: Duration = None,
+    strict: Strict = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
     """Write down what is said, with times."""
+    from fastslm.audio.part import Part
     from fastslm.longform.cuts import check_cuts
     from fastslm.longform.formats import format_named
     from fastslm.longform.transcription import TranscriptionOptions
@@ -90,6 +97,7 @@ def transcribe(
         "no_speech": no_speech,
     }
     chosen = TranscriptionOptions(**options)
+    part = Part.of(track, start, duration)
 
     def check(empty: "FastSLMForConditionalGeneration") -> None:
         chosen.resolved(empty)
@@ -102,7 +110,10 @@ def transcribe(
             file,
             **options,
             cuts=cuts,  # type: ignore[arg-type]
-            partial=partial,
+            track=track,
+            start=start,
+            duration=duration,
+            strict=strict,
             on_progress=on_progress,
         )
 
@@ -119,9 +130,7 @@ def transcribe(
             _print_text(file, files, form.write(transcript))
 
     given = chosen != TranscriptionOptions() or cuts is not None
-    for_each_file(
-        files, model, device, dtype, work, hand_over, check=check if given else None, partial=partial, cuts=cuts
-    )
+    for_each_file(files, model, device, dtype, work, hand_over, check=check if given else None, part=part, cuts=cuts)
 
 
 @app.command()
@@ -145,7 +154,10 @@ def translate(
     repetition: Repetition = "retry",
     prefix_file: PrefixFile = None,
     together: Together = False,
-    partial: Partial = False,
+    track: Track = None,
+    start: Start = None,
+    duration: Duration = None,
+    strict: Strict = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -156,7 +168,7 @@ def translate(
         as_json,
         output_dir,
         together,
-        partial,
+        {"track": track, "start": start, "duration": duration, "strict": strict},
         {
             "max_new_tokens": max_new_tokens,
             "method": method,
@@ -184,7 +196,10 @@ def summarize(
     repetition: Repetition = "retry",
     prefix_file: PrefixFile = None,
     together: Together = False,
-    partial: Partial = False,
+    track: Track = None,
+    start: Start = None,
+    duration: Duration = None,
+    strict: Strict = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -195,7 +210,7 @@ def summarize(
         as_json,
         output_dir,
         together,
-        partial,
+        {"track": track, "start": start, "duration": duration, "strict": strict},
         {
             "max_new_tokens": max_new_tokens,
             "method": method,
@@ -235,7 +250,10 @@ def ask(
     repetition: Repetition = "retry",
     prefix_file: PrefixFile = None,
     together: Together = False,
-    partial: Partial = False,
+    track: Track = None,
+    start: Start = None,
+    duration: Duration = None,
+    strict: Strict = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -253,7 +271,7 @@ def ask(
         as_json,
         output_dir,
         together,
-        partial,
+        {"track": track, "start": start, "duration": duration, "strict": strict},
         {
             "max_new_tokens": max_new_tokens,
             "method": method,
@@ -276,7 +294,10 @@ def encode(
         Path, typer.Option(metavar="FOLDER", parser=path_named, help="Folder of the memories.")
     ] = Path(),
     cuts: Cuts = None,
-    partial: Partial = False,
+    track: Track = None,
+    start: Start = None,
+    duration: Duration = None,
+    strict: Strict = False,
     as_json: AsJson = False,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -285,11 +306,13 @@ def encode(
 
     What is finished of a long recording is kept in FILE.fslm.partial: stopped or killed, the same command goes on.
     """
+    from fastslm.audio.part import Part
     from fastslm.longform import resumption
     from fastslm.longform.cuts import check_cuts
     from fastslm.longform.memory import SUFFIX
     from fastslm.longform.results import clock
 
+    part = Part.of(track, start, duration)
     targets = output_paths(files, output_dir, SUFFIX)
 
     def kept(file: Path) -> Path:
@@ -308,7 +331,16 @@ def encode(
         if file.suffix.lower() == SUFFIX:
             return loaded.encode(file, cuts=cuts)  # type: ignore[arg-type]
         try:
-            return loaded.encode(file, cuts=cuts, kept_at=kept(file), partial=partial, on_progress=show)  # type: ignore[arg-type]
+            return loaded.encode(
+                file,
+                cuts=cuts,  # type: ignore[arg-type]
+                track=track,
+                start=start,
+                duration=duration,
+                strict=strict,
+                kept_at=kept(file),
+                on_progress=show,
+            )
         except KeyboardInterrupt:
             if kept(file).exists():
                 typer.echo(f"\nfastslm: {kept(file)} holds what is done: the same command goes on from it.", err=True)
@@ -319,17 +351,17 @@ def encode(
         path = memory.save(targets[file])
         kept(file).unlink(missing_ok=True)
         if as_json:
-            facts = {"memory": str(path), "duration": round(memory.duration, 3), "windows": len(memory.tokens)}
-            name_written(_json(file, loaded, {**facts, "audio_tokens": memory.audio_tokens}))
+            facts: dict[str, object] = {"memory": str(path), "duration": round(memory.duration, 3)}
+            facts |= {"windows": len(memory.tokens), "audio_tokens": memory.audio_tokens, "start": memory.start}
+            facts |= {key: getattr(memory.facts, key) for key in ("warnings", "partial", "missing_seconds")}
+            name_written(_json(file, loaded, facts))
         else:
             name_written(path)
 
     def check(empty: "FastSLMForConditionalGeneration") -> None:
         check_cuts(cuts or "fixed", empty.config.mel_mode)
 
-    for_each_file(
-        files, model, device, dtype, work, hand_over, check=check if cuts else None, partial=partial, cuts=cuts
-    )
+    for_each_file(files, model, device, dtype, work, hand_over, check=check if cuts else None, part=part, cuts=cuts)
 
 
 def _answers(
@@ -338,13 +370,14 @@ def _answers(
     as_json: bool,
     output_dir: Path | None,
     together: bool,
-    partial: bool,
+    listening: dict[str, Any],
     options: dict[str, Any],
     task: str,
     prompt_options: dict[str, str],
     answer: "Callable[[FastSLM, Path | list[Path], dict[str, Any], OnProgress], Answer]",
 ) -> None:
     """What a task of the language model says of each file, or of all of them as one."""
+    from fastslm.audio.part import Part
     from fastslm.longform.formats import marked
     from fastslm.longform.questions import AnswerOptions
     from fastslm.prompts import build_content
@@ -352,6 +385,7 @@ def _answers(
 
     build_content(task, **prompt_options)  # raises what is wrong with the question or the language
     chosen = AnswerOptions(**options)
+    part = Part.of(listening["track"], listening["start"], listening["duration"])
 
     prefix_file: Path | None = options["prefix_file"]
     if prefix_file is not None and len(files) > 1 and not together:
@@ -361,7 +395,7 @@ def _answers(
     targets = output_paths(named, output_dir, suffix, read=files, kept=prefix_file) if output_dir else {}
 
     def work(loaded: "FastSLM", file: Path, on_progress: "OnProgress") -> "Answer":
-        return answer(loaded, list(files) if together else file, {**options, "partial": partial}, on_progress)
+        return answer(loaded, list(files) if together else file, {**options, **listening}, on_progress)
 
     def hand_over(loaded: "FastSLM", file: Path, found: "Answer") -> None:
         warn(file, found.warnings)
@@ -382,7 +416,7 @@ def _answers(
         work,
         hand_over,
         check=chosen.check if chosen != AnswerOptions() else None,
-        partial=partial,
+        part=part,
         together=files if together else (),
     )
 
