@@ -34,7 +34,6 @@ class Clock:
 
     Attributes:
         position: seconds given out so far, silence included.
-        late: seconds before the first sound.
         gaps, gap_count: seconds between sounds, and how many.
         dropped: seconds that overlapped.
         jumps: timestamps that were not believed.
@@ -42,7 +41,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.position = 0.0
-        self.late = self.gaps = self.dropped = 0.0
+        self.gaps = self.dropped = 0.0
         self.gap_count = self.jumps = 0
         self._shift = 0.0  # from seconds of the container to the position
         self._believed = 0.0  # the same before a timestamp that was not believed
@@ -59,7 +58,7 @@ class Clock:
             end: seconds from there on that it states as its length.
         """
         self._shift = self._believed = self.position - origin
-        self._end = None if end is None else self.position + end + BEHIND_END_SECONDS
+        self._end = None if end is None else self.position + end
         self._first = self._expected = None
         self._overlapping = False
 
@@ -83,13 +82,11 @@ class Clock:
         fell_back = self._expected is not None and at - self._expected < -TOLERANCE_SECONDS
         if deviation > TOLERANCE_SECONDS:
             self._overlapping = False
-            if deviation > MOST_GAP_SECONDS or (self._end is not None and at > self._end):
+            if deviation > MOST_GAP_SECONDS or self._is_behind_end(at):
                 self._shift -= deviation
                 self.jumps += 1
                 return Placed()
-            if self._first is None and self.position == 0:
-                self.late = deviation
-            else:
+            if self.position:  # else it only starts late
                 self.gaps += deviation
                 self.gap_count += 1
             return Placed(gap=deviation)
@@ -108,3 +105,8 @@ class Clock:
         self._overlapping = drop == length
         self.dropped += drop
         return Placed(drop=drop)
+
+    def _is_behind_end(self, at: float) -> bool:
+        """Whether a place lies behind the stated end, which was not reached yet: else the statement is out of date."""
+        end, slack = self._end, BEHIND_END_SECONDS
+        return end is not None and at > end + slack and self.position < end - slack

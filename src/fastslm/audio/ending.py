@@ -84,7 +84,9 @@ def statement(container: InputContainer, stream: AudioStream, tape: Tape, offset
 def announced_end(container: InputContainer, stream: AudioStream) -> float | None:
     """The second of the container's clock at which the sound ends, as it states or FFmpeg estimates it."""
     if stream.duration is not None and stream.duration > 0 and stream.time_base is not None:
-        return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+        # FFmpeg takes that of Ogg from the last page, which counts from 0.
+        start = 0 if container.format.name == "ogg" else stream.start_time or 0
+        return float((start + stream.duration) * stream.time_base)
     ends = []
     if tag := MATROSKA_DURATION.fullmatch(stream.metadata.get("DURATION", "")):
         hours, minutes, seconds = (float(part) for part in tag.groups())

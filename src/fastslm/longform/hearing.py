@@ -118,7 +118,7 @@ class Hearing:
             changed = f"{name} changed while it was read: wait until it is written, and run this again."
             try:
                 for number, (samples, features) in enumerate(self._features(recording, source)):
-                    digest.update(memoryview(np.ascontiguousarray(samples, dtype=np.float32)))
+                    digest.update(np.ascontiguousarray(samples, dtype=np.float32).data)
                     blank = self._is_blank(samples)
                     length, silent = len(samples), blank or is_silent(samples)
                     del samples
