@@ -6,10 +6,10 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import numpy as np
 import torch
 
-from fastslm.audio import AudioSource
+from fastslm.audio import AudioSource, LiveChunk
+from fastslm.audio.part import Part, Seconds
 from fastslm.errors import OptionError
 from fastslm.longform.cuts import Cuts, refuse_cuts_of_memory
 from fastslm.longform.encoder import OnProgress, WindowEncoder, name_of
@@ -68,8 +68,11 @@ class FastSLM:
         *,
         sampling_rate: float | None = None,
         cuts: Cuts | None = None,
+        track: int | None = None,
+        start: Seconds | None = None,
+        duration: Seconds | None = None,
+        strict: bool = False,
         kept_at: str | os.PathLike | None = None,
-        partial: bool = False,
         on_progress: OnProgress | None = None,
     ) -> SpeechMemory:
         """The recording as 50 tokens for each window: every task takes it in place of the audio.
@@ -80,16 +83,24 @@ class FastSLM:
             sampling_rate: Hz, of an array.
             cuts: where windows end: `fixed`, every 30 s; `quiet`, at the quietest place within the last 5 s of each 30,
                 so that no word is split. By default `own_cuts` of the model.
+            track: number of the audio track in a file that has several, from 1 on; by default the one that FFmpeg
+                thinks best.
+            start, duration: read only a part, from this second on and for so many, as numbers or as "1:30" or
+                "0:01:30". Times in results stay those of the whole recording.
+            strict: refuse a recording that breaks off before its end. Else what is there is read, a warning says what
+                is missing, and what is made of it is marked `partial`.
             kept_at: a file for what is finished, from which a stopped encoding goes on; to be deleted afterwards.
-            partial: of a recording that breaks off before its end, take what is there, and mark what is made of it.
             on_progress: told how far it is, from time to time.
 
         Raises:
-            AudioError: the recording cannot be read; a CutShortError, it breaks off.
-            OptionError: unknown cuts, or such as the model does not allow; what a memory cannot have.
+            AudioError: the recording cannot be read, or ends before `start`; with `strict` a CutShortError, it breaks
+                off.
+            OptionError: unknown cuts, or such as the model does not allow; no such track; a negative start or
+                duration; what a memory cannot have.
             CheckpointError: a memory of another model.
         """
-        _check_options(source, sampling_rate, cuts, kept_at)
+        part = Part.of(track, start, duration)
+        _check_options(source, sampling_rate, cuts, part, kept_at)
         memory = _memory(source)
         if memory is None:
             assert not isinstance(source, SpeechMemory)
@@ -98,7 +109,8 @@ class FastSLM:
                 sampling_rate,
                 cuts=cuts or own_cuts(self.model),
                 kept_at=kept_at,
-                partial=partial,
+                part=part,
+                strict=strict,
                 on_progress=on_progress,
             )
         memory.require(self.encoder.fingerprint)
@@ -119,7 +131,10 @@ class FastSLM:
         hotwords: str | None = None,
         cuts: Cuts | None = None,
         sampling_rate: float | None = None,
-        partial: bool = False,
+        track: int | None = None,
+        start: Seconds | None = None,
+        duration: Seconds | None = None,
+        strict: bool = False,
         on_progress: OnProgress | None = None,
         reader: Decoder | None = None,
     ) -> Transcript:
@@ -129,7 +144,7 @@ class FastSLM:
             language, decoder, max_new_tokens, method, context_windows, repetition, no_speech, prompt, hotwords,
                 reader: those of
                 `TranscriptionOptions`.
-            cuts, sampling_rate, partial: those of `encode`.
+            cuts, sampling_rate, track, start, duration, strict: those of `encode`.
             on_progress: that of `encode`; of a memory, told how much of it is read.
 
         Raises:
@@ -143,7 +158,16 @@ class FastSLM:
         ).resolved(self.model)
 
         def memories() -> Iterator[SpeechMemory]:  # encoded once the options are known to be right
-            yield self.encode(source, sampling_rate=sampling_rate, cuts=cuts, partial=partial, on_progress=on_progress)
+            yield self.encode(
+                source,
+                sampling_rate=sampling_rate,
+                cuts=cuts,
+                track=track,
+                start=start,
+                duration=duration,
+                strict=strict,
+                on_progress=on_progress,
+            )
 
         # The encoding was told of; of a memory, the reading is all the work.
         reading = on_progress if _is_memory(source) else None
@@ -164,7 +188,10 @@ class FastSLM:
         prompt: str | None = None,
         hotwords: str | None = None,
         cuts: Cuts | None = None,
-        partial: bool = False,
+        track: int | None = None,
+        start: Seconds | None = None,
+        duration: Seconds | None = None,
+        strict: bool = False,
         reader: Decoder | None = None,
     ) -> Iterator[Transcript]:
         """As `transcribe`, for many recordings, in their order: short ones share the model's batches.
@@ -175,12 +202,14 @@ class FastSLM:
             language, decoder, max_new_tokens, method, context_windows, repetition, no_speech, prompt, hotwords, reader
         ).resolved(self.model)
         named = ((name_of(own), own) for own in sources)
-        memories = self.encoder.encode_many(named, cuts=cuts or own_cuts(self.model), partial=partial)
+        memories = self.encoder.encode_many(
+            named, cuts=cuts or own_cuts(self.model), part=Part.of(track, start, duration), strict=strict
+        )
         yield from self.transcriber.transcribe(memories, options)
 
     def transcribe_stream(
         self,
-        chunks: Iterable[np.ndarray | torch.Tensor],
+        chunks: Iterable[LiveChunk],
         *,
         sampling_rate: float | None = None,
         cuts: Cuts | None = None,
@@ -249,7 +278,10 @@ class FastSLM:
         *,
         sampling_rate: float | None = None,
         cuts: Cuts | None = None,
-        partial: bool = False,
+        track: int | None = None,
+        start: Seconds | None = None,
+        duration: Seconds | None = None,
+        strict: bool = False,
         on_progress: OnProgress | None = None,
         prefix_file: str | os.PathLike | None = None,
         **options: Any,
@@ -260,10 +292,20 @@ class FastSLM:
         chosen = AnswerOptions(**options, prefix_file=None if prefix_file is None else Path(prefix_file))
         chosen.check(self.model)
         sources: Any = source if isinstance(source, list | tuple) else [source]
+        part = Part.of(track, start, duration)
         for own in sources:
-            _check_options(own, sampling_rate, cuts)
+            _check_options(own, sampling_rate, cuts, part)
         memories = [
-            self.encode(own, sampling_rate=sampling_rate, cuts=cuts, partial=partial, on_progress=on_progress)
+            self.encode(
+                own,
+                sampling_rate=sampling_rate,
+                cuts=cuts,
+                track=part.track,
+                start=part.start,
+                duration=part.duration,
+                strict=strict,
+                on_progress=on_progress,
+            )
             for own in sources
         ]
         return self.answerer.answer(memories, task, chosen, started, **prompt_options)
@@ -285,7 +327,11 @@ def _is_memory(source: Source) -> bool:
 
 
 def _check_options(
-    source: Source, sampling_rate: float | None, cuts: Cuts | None, kept_at: str | os.PathLike | None = None
+    source: Source,
+    sampling_rate: float | None,
+    cuts: Cuts | None,
+    part: Part,
+    kept_at: str | os.PathLike | None = None,
 ) -> None:
     """Raise what a speech memory cannot have."""
     if not _is_memory(source):
@@ -296,6 +342,7 @@ def _check_options(
         raise OptionError("kept_at was given with a speech memory: leave it out, there is nothing left to encode.")
     name = source.facts.name if isinstance(source, SpeechMemory) else os.fspath(source)  # type: ignore[arg-type]
     refuse_cuts_of_memory(cuts, name)
+    part.refuse_of_memory(name)
 
 
 def _memory(source: Source) -> SpeechMemory | None:

@@ -16,6 +16,7 @@ from fastslm.cli.printing import print_json, print_text, say, shown
 from fastslm.errors import FastSLMError
 
 if TYPE_CHECKING:
+    from fastslm.audio.part import Part
     from fastslm.longform.encoder import OnProgress
     from fastslm.model.modeling import FastSLMForConditionalGeneration
     from fastslm.speech import FastSLM
@@ -33,7 +34,7 @@ def for_each_file(
     hand_over: Callable[["FastSLM", Path, Result], None],
     *,
     check: Callable[["FastSLMForConditionalGeneration"], object] | None = None,
-    partial: bool = False,
+    part: "Part | None" = None,
     cuts: str | None = None,
     together: Sequence[Path] = (),
     outputs: Outputs | None = None,
@@ -45,7 +46,7 @@ def for_each_file(
 
     Args:
         check: raises what is wrong with the options, by a model without its weights; `None` if none were given.
-        partial: whether a recording that breaks off is no fault.
+        part: of each recording that is read.
         cuts: that were chosen, which a memory cannot have.
         together: the files that are taken with the first, it among them.
         outputs: where results go; a file whose result is there and kept is not read.
@@ -62,7 +63,7 @@ def for_each_file(
 
     def look(file: Path) -> None:
         for own in together or [file]:
-            _look_at(own, partial, cuts)
+            _look_at(own, part, cuts)
 
     readable = [file for file in files if went_well(lambda file=file: look(file), told)]
     done = 0
@@ -77,7 +78,7 @@ def for_each_file(
             def both(file: Path = file) -> None:
                 if outputs and not outputs.may_write(file):
                     return
-                _announce(loaded, file, cuts)
+                _announce(loaded, file, part, cuts)
                 with progress_bar(shown(file.name)) as show:
                     result = work(loaded, file, lambda p: show(p.seconds, p.total_seconds, f"{clock(p.seconds)} heard"))
                 hand_over(loaded, file, result)
@@ -128,19 +129,20 @@ def warn(file: Path, warnings: tuple[str, ...]) -> None:
         say(f"warning: {named}")
 
 
-def _look_at(file: Path, partial: bool, cuts: str | None) -> None:
-    """Raise what shows of a file in its first second, or that it breaks off: before a model is loaded or fetched."""
-    from fastslm.audio import SAMPLE_RATE, probe_duration, require_whole, stream_audio
+def _look_at(file: Path, part: "Part | None", cuts: str | None) -> None:
+    """Raise what shows of a file in its first second, before a model is loaded or fetched."""
+    from fastslm.audio import SAMPLE_RATE, probe_duration, stream_audio
+    from fastslm.audio.part import WHOLE, Part
     from fastslm.longform.cuts import refuse_cuts_of_memory
     from fastslm.longform.memory import SUFFIX, SpeechMemory
 
     if file.suffix.lower() == SUFFIX:
         SpeechMemory.load(file)
         refuse_cuts_of_memory(cuts, str(file))
+        (part or WHOLE).refuse_of_memory(str(file))
     elif os.path.isfile(file):  # not of the path, which raises where a name is too long
-        next(stream_audio(file, block_samples=SAMPLE_RATE, on_cut=_let_pass if partial else None))
-        if not partial:
-            require_whole(file)
+        track = Part(track=(part or WHOLE).track)
+        next(stream_audio(file, block_samples=SAMPLE_RATE, part=track, on_warning=_let_pass))
     else:
         probe_duration(file)  # of a pipe nothing is taken
 
@@ -149,14 +151,15 @@ def _let_pass(sentence: str) -> None:
     """That is said where the file is read."""
 
 
-def _announce(loaded: "FastSLM", file: Path, cuts: str | None) -> None:
+def _announce(loaded: "FastSLM", file: Path, part: "Part | None", cuts: str | None) -> None:
     """At the start of a long run, what it will take."""
     from fastslm.audio import probe_duration
+    from fastslm.audio.part import WHOLE
     from fastslm.longform.memory import SUFFIX
     from fastslm.longform.plan import LONG_SECONDS, plan
     from fastslm.speech import own_cuts
 
-    seconds = None if file.suffix.lower() == SUFFIX else probe_duration(file)
+    seconds = None if file.suffix.lower() == SUFFIX else probe_duration(file, part=part or WHOLE)
     if seconds is not None and seconds >= LONG_SECONDS:
         chosen: Any = cuts or own_cuts(loaded.model)
         takes = plan(loaded.model, seconds, cuts=chosen, encoder_dtype=loaded.encoder.dtype)

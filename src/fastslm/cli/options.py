@@ -73,6 +73,30 @@ Cuts = Annotated[
         show_default=False,
     ),
 ]
-Partial = Annotated[
-    bool, typer.Option("--partial", help="Take a recording that is cut short as far as it goes, and mark the result.")
+Track = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Number of the audio track in a file that has several, from 1 on; by default the one FFmpeg thinks best.",
+        show_default=False,
+    ),
+]
+Start = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="Read from this second on, or H:MM:SS; times in the result stay those of the whole file.",
+        show_default=False,
+    ),
+]
+Duration = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Read so many seconds, or H:MM:SS; by default to the end.", show_default=False),
+]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict/--partial",
+        help="Refuse a recording that breaks off before its end, or read it as far as it goes and mark the result.",
+    ),
 ]

@@ -1,13 +1,16 @@
 """`fastslm plan`: what recordings will take on this machine, before anything is loaded."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from fastslm.cli.files import went_well
-from fastslm.cli.options import AsJson, Cuts, Device, DType, Files, Model, Partial
+from fastslm.cli.options import AsJson, Cuts, Device, DType, Duration, Files, Model, Start, Track
 from fastslm.cli.printing import as_unicode, print_json, print_text, shown
+
+if TYPE_CHECKING:
+    from fastslm.audio.part import Part
 
 app = typer.Typer()
 
@@ -17,21 +20,25 @@ def plan(
     files: Files,
     model: Model = "fastslm-tiny",
     cuts: Cuts = None,
-    partial: Partial = False,
+    track: Track = None,
+    start: Start = None,
+    duration: Duration = None,
     as_json: AsJson = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
     """Say what recordings will take: windows, tokens, memory, and whether one prompt holds them.
 
-    Neither is the model loaded nor a recording decoded; whether one is cut short is looked at as every task does.
+    Neither is the model loaded nor a recording decoded: how long it is its container says.
     """
+    from fastslm.audio.part import Part
     from fastslm.loading import checkpoint_folder, choose_device, choose_dtype, choose_encoder_dtype
     from fastslm.longform.cuts import check_cuts
     from fastslm.longform.plan import empty_model
     from fastslm.longform.plan import plan as plan_of
     from fastslm.speech import own_cuts
 
+    part = Part.of(track, start, duration)
     chosen_device, device_reason = choose_device(device)
     chosen_dtype, dtype_reason = choose_dtype(dtype, chosen_device)
     empty = empty_model(checkpoint_folder(model))
@@ -45,7 +52,7 @@ def plan(
         reasons += (f"{own} in {str(encoder_dtype).removeprefix('torch.')} ({encoder_reason})",)
 
     def tell(file: Path) -> None:
-        seconds, windows = _length(file, partial, cuts)
+        seconds, windows = _length(file, part, cuts)
         found = plan_of(
             empty,
             seconds,
@@ -66,24 +73,15 @@ def plan(
         raise typer.Exit(2)
 
 
-def _length(file: Path, partial: bool, cuts: str | None) -> tuple[float | None, int | None]:
-    """Its seconds, `None` where it does not say, and of a memory its windows.
-
-    Of a recording that is cut short, if it is to be taken, the seconds are those that are there.
-    """
-    from fastslm.audio import probe_duration, require_whole
-    from fastslm.errors import CutShortError
+def _length(file: Path, part: "Part", cuts: str | None) -> tuple[float | None, int | None]:
+    """Its seconds, `None` where it does not say, and of a memory its windows."""
+    from fastslm.audio import probe_duration
     from fastslm.longform.cuts import refuse_cuts_of_memory
     from fastslm.longform.memory import SUFFIX, SpeechMemory
 
     if file.suffix.lower() == SUFFIX:
         refuse_cuts_of_memory(cuts, str(file))
+        part.refuse_of_memory(str(file))
         memory = SpeechMemory.load(file)
         return memory.duration, len(memory.tokens)
-    try:
-        require_whole(file)
-    except CutShortError as error:
-        if not partial or error.seconds is None:
-            raise
-        return error.seconds, None
-    return probe_duration(file), None
+    return probe_duration(file, part=part), None

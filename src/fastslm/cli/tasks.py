@@ -14,14 +14,17 @@ from fastslm.cli.options import (
     Decoder,
     Device,
     DType,
+    Duration,
     Files,
     MaxNewTokens,
     Model,
     OutputDir,
     Overwrite,
-    Partial,
     Reader,
     SkipExisting,
+    Start,
+    Strict,
+    Track,
     named_decoder,
     path_named,
 )
@@ -76,12 +79,16 @@ def transcribe(
     prompt: Prompt = None,
     hotwords: Hotwords = None,
     cuts: Cuts = None,
-    partial: Partial = False,
+    track: Track = None,
+    start: Start = None,
+    duration: Duration = None,
+    strict: Strict = False,
     device: Device = "auto",
     dtype: DType = "auto",
     reader: Reader = None,
 ) -> None:
     """Write down what is said, with times."""
+    from fastslm.audio.part import Part
     from fastslm.longform.cuts import check_cuts
     from fastslm.longform.formats import FORMATS, format_named
     from fastslm.longform.transcription import TranscriptionOptions
@@ -107,6 +114,7 @@ def transcribe(
         "hotwords": None if hotwords is None else as_unicode(hotwords),
     }
     chosen = TranscriptionOptions(**options)
+    part = Part.of(track, start, duration)
 
     def check(empty: "FastSLMForConditionalGeneration") -> None:
         chosen.resolved(empty)
@@ -119,7 +127,10 @@ def transcribe(
             file,
             **options,
             cuts=cuts,  # type: ignore[arg-type]
-            partial=partial,
+            track=track,
+            start=start,
+            duration=duration,
+            strict=strict,
             on_progress=on_progress,
         )
 
@@ -144,7 +155,7 @@ def transcribe(
         work,
         hand_over,
         check=check if given else None,
-        partial=partial,
+        part=part,
         cuts=cuts,
         outputs=places,
     )
@@ -173,7 +184,10 @@ def translate(
     repetition: Repetition = "retry",
     prefix_file: PrefixFile = None,
     together: Together = False,
-    partial: Partial = False,
+    track: Track = None,
+    start: Start = None,
+    duration: Duration = None,
+    strict: Strict = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -184,7 +198,7 @@ def translate(
         as_json,
         (output_dir, overwrite, skip_existing),
         together,
-        partial,
+        {"track": track, "start": start, "duration": duration, "strict": strict},
         {
             "max_new_tokens": max_new_tokens,
             "method": method,
@@ -214,7 +228,10 @@ def summarize(
     repetition: Repetition = "retry",
     prefix_file: PrefixFile = None,
     together: Together = False,
-    partial: Partial = False,
+    track: Track = None,
+    start: Start = None,
+    duration: Duration = None,
+    strict: Strict = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -225,7 +242,7 @@ def summarize(
         as_json,
         (output_dir, overwrite, skip_existing),
         together,
-        partial,
+        {"track": track, "start": start, "duration": duration, "strict": strict},
         {
             "max_new_tokens": max_new_tokens,
             "method": method,
@@ -267,7 +284,10 @@ def ask(
     repetition: Repetition = "retry",
     prefix_file: PrefixFile = None,
     together: Together = False,
-    partial: Partial = False,
+    track: Track = None,
+    start: Start = None,
+    duration: Duration = None,
+    strict: Strict = False,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -285,7 +305,7 @@ def ask(
         as_json,
         (output_dir, overwrite, skip_existing),
         together,
-        partial,
+        {"track": track, "start": start, "duration": duration, "strict": strict},
         {
             "max_new_tokens": max_new_tokens,
             "method": method,
@@ -310,7 +330,10 @@ def encode(
     overwrite: Overwrite = False,
     skip_existing: SkipExisting = False,
     cuts: Cuts = None,
-    partial: Partial = False,
+    track: Track = None,
+    start: Start = None,
+    duration: Duration = None,
+    strict: Strict = False,
     as_json: AsJson = False,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -319,11 +342,13 @@ def encode(
 
     What is finished of a long recording is kept in FILE.fslm.partial: stopped or killed, the same command goes on.
     """
+    from fastslm.audio.part import Part
     from fastslm.longform import resumption
     from fastslm.longform.cuts import check_cuts
     from fastslm.longform.memory import SUFFIX
     from fastslm.longform.results import clock
 
+    part = Part.of(track, start, duration)
     places = outputs(files, output_dir, SUFFIX, overwrite=overwrite, skip_existing=skip_existing)
 
     def kept(file: Path) -> Path:
@@ -343,7 +368,16 @@ def encode(
         if file.suffix.lower() == SUFFIX:
             return loaded.encode(file, cuts=cuts)  # type: ignore[arg-type]
         try:
-            return loaded.encode(file, cuts=cuts, kept_at=kept(file), partial=partial, on_progress=show)  # type: ignore[arg-type]
+            return loaded.encode(
+                file,
+                cuts=cuts,  # type: ignore[arg-type]
+                track=track,
+                start=start,
+                duration=duration,
+                strict=strict,
+                kept_at=kept(file),
+                on_progress=show,
+            )
         except KeyboardInterrupt:
             if kept(file).exists():
                 tell("")  # below the ^C
@@ -357,8 +391,10 @@ def encode(
         path = memory.save(places.targets[file])
         kept(file).unlink(missing_ok=True)
         if as_json:
-            facts = {"memory": as_unicode(path), "duration": round(memory.duration, 3), "windows": len(memory.tokens)}
-            name_written(_named(file, loaded, {**facts, "audio_tokens": memory.audio_tokens}))
+            facts: dict[str, object] = {"memory": as_unicode(path), "duration": round(memory.duration, 3)}
+            facts |= {"windows": len(memory.tokens), "audio_tokens": memory.audio_tokens, "start": memory.start}
+            facts |= {key: getattr(memory.facts, key) for key in ("warnings", "partial", "missing_seconds")}
+            name_written(_named(file, loaded, facts))
         else:
             name_written(path)
 
@@ -373,7 +409,7 @@ def encode(
         work,
         hand_over,
         check=check if cuts else None,
-        partial=partial,
+        part=part,
         cuts=cuts,
         outputs=places,
     )
@@ -385,7 +421,7 @@ def _answers(
     as_json: bool,
     where: tuple[Path | None, bool, bool],
     together: bool,
-    partial: bool,
+    listening: dict[str, Any],
     options: dict[str, Any],
     task: str,
     prompt_options: dict[str, str],
@@ -395,7 +431,9 @@ def _answers(
 
     Args:
         which: the model, its device and its dtype. where: the folder of results, and what becomes of those there.
+        listening: what is read of each recording.
     """
+    from fastslm.audio.part import Part
     from fastslm.longform.formats import marked
     from fastslm.longform.questions import AnswerOptions
     from fastslm.prompts import build_content
@@ -403,6 +441,7 @@ def _answers(
 
     build_content(task, **prompt_options)  # raises what is wrong with the question or the language
     chosen = AnswerOptions(**options)
+    part = Part.of(listening["track"], listening["start"], listening["duration"])
 
     prefix_file: Path | None = options["prefix_file"]
     if prefix_file is not None and len(files) > 1 and not together:
@@ -415,7 +454,7 @@ def _answers(
     )
 
     def work(loaded: "FastSLM", file: Path, on_progress: "OnProgress") -> "Answer":
-        return answer(loaded, list(files) if together else file, {**options, "partial": partial}, on_progress)
+        return answer(loaded, list(files) if together else file, {**options, **listening}, on_progress)
 
     def hand_over(loaded: "FastSLM", file: Path, found: "Answer") -> None:
         warn(file, found.warnings)
@@ -438,7 +477,7 @@ def _answers(
         work,
         hand_over,
         check=chosen.check if chosen != AnswerOptions() else None,
-        partial=partial,
+        part=part,
         together=files if together else (),
         outputs=places,
     )

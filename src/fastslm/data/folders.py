@@ -93,7 +93,7 @@ def seconds_of(source: Path | bytes, *, exact: bool | None = None) -> float:
     exact = isinstance(source, Path) and source.suffix.lower() in _EXACT if exact is None else exact
     stated = probe_duration(source) if exact else None
     if stated is None:
-        stated = sum(len(block) for block in stream_audio(source)) / SAMPLE_RATE
+        stated = sum(len(block) for block in stream_audio(source, strict=True)) / SAMPLE_RATE
     return round(stated, 4)
 
 

@@ -159,7 +159,7 @@ class Clip(pydantic.BaseModel):
         """Decode the clip: (samples,) float32, 16 kHz mono."""
         if self.pieces:
             return np.concatenate(list(self.windows()))
-        return load_audio(self.encoded())
+        return load_audio(self.encoded(), strict=True)
 
     def windows(self) -> Iterator[np.ndarray]:
         """The clip in windows of 30 s: (480000,) float32 each, the last as long as what is left.
@@ -167,7 +167,7 @@ class Clip(pydantic.BaseModel):
         Concatenating all windows gives `read` exactly. No more than a window is held at a time.
         """
         if not self.pieces:
-            yield from stream_audio(self.encoded(), block_samples=WINDOW_SAMPLES)
+            yield from stream_audio(self.encoded(), block_samples=WINDOW_SAMPLES, strict=True)
             return
         for index in range(window_count(self._samples)):
             yield self.window(index)

@@ -181,7 +181,7 @@ class _Audio:
         try:
             if not self.decode:
                 return probe_duration(source), None
-            samples = sum(len(block) for block in stream_audio(source, on_warning=damage.append))
+            samples = sum(len(block) for block in stream_audio(source, strict=True, on_warning=damage.append))
         except AudioError as error:
             return None, str(error)
         return (None, damage[0]) if damage else (samples / SAMPLE_RATE, None)

@@ -8,15 +8,17 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
 
-from fastslm.audio import SAMPLE_RATE, AudioSource
+from fastslm.audio import PAD_TO_SAMPLES, SAMPLE_RATE, AudioSource
+from fastslm.audio.part import WHOLE, Part
 from fastslm.errors import AudioError, OptionError
+from fastslm.features import window_mel
 from fastslm.longform.ahead import ahead
 from fastslm.longform.cuts import Cuts, check_cuts
 from fastslm.longform.fingerprint import token_fingerprint
@@ -89,6 +91,7 @@ class WindowEncoder:
                 f"model in {asked}, or leave it out."
             )
         self._fingerprint: str | None = None
+        self._blank: torch.Tensor | None = None
         self._copies: _Narrow | None = None
         self._copying = Lock()
 
@@ -107,20 +110,24 @@ class WindowEncoder:
         name: str | None = None,
         cuts: Cuts = "fixed",
         kept_at: str | os.PathLike | None = None,
-        partial: bool = False,
+        part: Part = WHOLE,
+        strict: bool = False,
         on_progress: OnProgress | None = None,
     ) -> SpeechMemory:
         """The speech memory of a recording of any length. Arguments and errors are `fastslm.audio.stream_audio`'s.
 
         Memory does not grow with the duration but by the tokens, 50 × hidden numbers for 30 s; in the mel mode
-        `authors` the waveform is held whole.
+        `authors` the waveform is held whole. A window without any sound, as in a long gap, is not encoded: all have
+        the same tokens.
 
         Args:
             cuts: `fixed`, every 30 s; `quiet`, at the quietest place within the last 5 s of each 30.
             kept_at: a file for the finished groups. Where a stopped encoding of this recording left one, it goes on,
                 to the same bits. The caller deletes it once the memory is saved; what was made of a recording that
                 cannot be encoded is deleted here.
-            partial: of a recording that breaks off before its end, take what is there, and mark the memory.
+            part: what of the recording is read; times stay those of the whole recording.
+            strict: refuse a recording that breaks off before its end; else what is there is taken, and the memory
+                marked.
             on_progress: told how far it is; first how far it was when it went on.
 
         Raises:
@@ -130,10 +137,10 @@ class WindowEncoder:
         with ExitStack() as stack:
             kept = None
             if kept_at is not None:
-                kept = stack.enter_context(KeptGroups(kept_at, self._stamp(cuts)))
+                kept = stack.enter_context(KeptGroups(kept_at, self._stamp(cuts, part)))
             sources = [(name or name_of(source), source)]
             try:
-                (memory,) = self._encode(sources, sampling_rate, cuts, partial, kept, on_progress)
+                (memory,) = self._encode(sources, sampling_rate, cuts, part, strict, kept, on_progress)
             except AudioError as error:
                 # A read that failed may succeed the next time; a recording that is at fault has to be another one.
                 if kept is not None and not isinstance(error.__cause__, OSError):
@@ -147,7 +154,8 @@ class WindowEncoder:
         sampling_rate: float | None = None,
         *,
         cuts: Cuts = "fixed",
-        partial: bool = False,
+        part: Part = WHOLE,
+        strict: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Iterator[SpeechMemory]:
         """The memories of named recordings, in their order; windows of several share a group.
@@ -156,14 +164,15 @@ class WindowEncoder:
         The sources are iterated in another thread. Progress is told of one after another, each from its start to its
         end.
         """
-        yield from self._encode(sources, sampling_rate, cuts, partial, None, on_progress)
+        yield from self._encode(sources, sampling_rate, cuts, part, strict, None, on_progress)
 
     def _encode(
         self,
         sources: Iterable[tuple[str, AudioSource]],
         sampling_rate: float | None,
         cuts: Cuts,
-        partial: bool,
+        part: Part,
+        strict: bool,
         kept: KeptGroups | None,
         on_progress: OnProgress | None,
     ) -> Iterator[SpeechMemory]:
@@ -176,7 +185,7 @@ class WindowEncoder:
         start = kept.samples / SAMPLE_RATE if kept else 0.0
         config = self.model.config
         mel = (config.audio_config.num_mel_bins, config.mel_mode)
-        hearing = Hearing(*mel, sampling_rate, cuts, partial, known, probe=on_progress is not None)
+        hearing = Hearing(*mel, sampling_rate, cuts, part, strict, known, probe=on_progress is not None)
         events = ahead(hearing.events(sources), count * self.group_windows)
         with Workers(count) as workers, _kept_if_stopped(running, kept):
             for event in events:
@@ -184,7 +193,10 @@ class WindowEncoder:
                     event.recording.samples.append(event.samples)
                     event.recording.silent.append(event.silent)
                     event.recording.audio_digest = event.audio_digest
-                    group.append(event)
+                    if event.blank:
+                        event.recording.tokens[event.number] = self.blank_tokens
+                    else:
+                        group.append(event)
                     if len(group) == self.group_windows:
                         running.append(self._begun(group, kept, workers))
                         group = []
@@ -198,13 +210,13 @@ class WindowEncoder:
                 else:
                     event.recording.complete = True
                 while waiting and waiting[0].is_encoded:
-                    yield self._ended(waiting, on_progress)
+                    yield self._ended(waiting, part.start, on_progress)
             if group:
                 running.append(self._begun(group, kept, workers))
             while running:
                 self._finish(running.popleft(), kept, waiting[0], on_progress)
                 while waiting and waiting[0].is_encoded:
-                    yield self._ended(waiting, on_progress)
+                    yield self._ended(waiting, part.start, on_progress)
 
     def _begun(self, group: list[Window], kept: KeptGroups | None, workers: Workers) -> _Group:
         """A group on its way, its tokens taken from before where they are kept."""
@@ -222,19 +234,27 @@ class WindowEncoder:
         _keep(group, kept)
         for window, own in zip(group.windows, tokens, strict=True):
             # A view would keep the whole group in memory.
-            window.recording.tokens.append(own.clone())
+            window.recording.tokens[window.number] = own.clone()
         if on_progress and not group.kept and not recording.is_encoded:
-            heard = sum(recording.samples[: len(recording.tokens)]) / SAMPLE_RATE
+            heard = sum(recording.samples[number] for number in recording.tokens) / SAMPLE_RATE
             on_progress(Progress(heard, recording.total_seconds))
 
-    def _ended(self, waiting: list[Recording], on_progress: OnProgress | None) -> SpeechMemory:
+    def _ended(self, waiting: list[Recording], start: float, on_progress: OnProgress | None) -> SpeechMemory:
         """The memory of the first that waits, now encoded; where progress is told, it ends and the next begins."""
-        memory = self._memory(waiting.pop(0))
+        memory = self._memory(waiting.pop(0), start)
         if on_progress:
             on_progress(Progress(memory.duration, memory.duration))
             if waiting:
                 on_progress(Progress(0.0, waiting[0].total_seconds))
         return memory
+
+    @property
+    def blank_tokens(self) -> torch.Tensor:
+        """The tokens (50, hidden) of a window in which there is no sound at all; encoded once."""
+        if self._blank is None:
+            mels = self.model.config.audio_config.num_mel_bins
+            self._blank = self.tokens(window_mel([np.zeros(PAD_TO_SAMPLES, np.float32)], mels))[0]
+        return self._blank
 
     @torch.inference_mode()
     def tokens(self, features: torch.Tensor) -> torch.Tensor:
@@ -267,9 +287,10 @@ class WindowEncoder:
                 self._copies = _Narrow(encoder.to(self.dtype), narrow_copy(self.model.hfq_former, self.dtype))
             return self._copies
 
-    def _stamp(self, cuts: Cuts) -> dict[str, object]:
+    def _stamp(self, cuts: Cuts, part: Part) -> dict[str, object]:
         """All that decides, to the last bit, what a recording's tokens are."""
         return {
+            "part": asdict(part),
             "token_fingerprint": self.fingerprint,
             "cuts": cuts,
             "group_windows": self.group_windows,
@@ -277,9 +298,9 @@ class WindowEncoder:
             "device": self.model.device.type,
         }
 
-    def _memory(self, recording: Recording) -> SpeechMemory:
+    def _memory(self, recording: Recording, start: float) -> SpeechMemory:
         ends = np.cumsum(recording.samples) / SAMPLE_RATE
-        times = torch.from_numpy(np.stack([np.concatenate([[0.0], ends[:-1]]), ends], axis=1))
+        times = torch.from_numpy(start + np.stack([np.concatenate([[0.0], ends[:-1]]), ends], axis=1))
         facts = MemoryFacts(
             token_fingerprint=self.fingerprint,
             name=recording.name,
@@ -287,6 +308,7 @@ class WindowEncoder:
             audio_sha256=recording.audio_digest.hex(),
             warnings=tuple(recording.warnings),
             partial=recording.partial,
+            missing_seconds=recording.missing_seconds,
         )
         return SpeechMemory(_stacked(recording.tokens), times, torch.tensor(recording.silent), facts)
 
@@ -311,11 +333,11 @@ def _kept_if_stopped(running: deque[_Group], kept: KeptGroups | None) -> Iterato
         raise
 
 
-def _stacked(tokens: list[torch.Tensor]) -> torch.Tensor:
+def _stacked(tokens: dict[int, torch.Tensor]) -> torch.Tensor:
     """As `torch.stack`, but each is given up as it is copied, so that a day of tokens is not held twice."""
     whole = torch.empty(len(tokens), *tokens[0].shape, dtype=tokens[0].dtype)
-    for index in range(len(tokens) - 1, -1, -1):
-        whole[index] = tokens.pop()
+    for index in range(len(tokens)):
+        whole[index] = tokens.pop(index)
     return whole
 
 

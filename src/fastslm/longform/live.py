@@ -13,7 +13,7 @@ from time import monotonic
 import numpy as np
 import torch
 
-from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES, stream_chunks
+from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES, LiveChunk, stream_chunks
 from fastslm.errors import OptionError
 from fastslm.features import window_mel
 from fastslm.longform.cuts import Cuts, check_cuts, cut
@@ -51,7 +51,7 @@ class LiveText:
 def transcribe_stream(
     encoder: WindowEncoder,
     transcriber: Transcriber,
-    chunks: Iterable[np.ndarray | torch.Tensor],
+    chunks: Iterable[LiveChunk],
     options: TranscriptionOptions,
     *,
     sampling_rate: float | None = None,
@@ -61,7 +61,7 @@ def transcribe_stream(
     """Partial and final texts of a stream, as soon as there are any.
 
     Args:
-        chunks: samples as they come, each of any length; else as `fastslm.audio.stream_audio` has arrays.
+        chunks: samples as they come, each of any length, with or without times: see `fastslm.audio.stream_chunks`.
         options: of the method `window`.
         sampling_rate: Hz, of the chunks.
         cuts: where a text becomes final: `fixed`, every 30 s; `quiet`, at the quietest place within the last 5 s of
@@ -148,9 +148,10 @@ class _LiveWindow:
     def _read(self, samples: np.ndarray, heard: float, *, final: bool) -> LiveText:
         started = monotonic()
         length, offset = len(samples) / SAMPLE_RATE, self._start / SAMPLE_RATE
-        features = window_mel([samples], self.encoder.model.config.audio_config.num_mel_bins)
+        blank = not samples.any()
+        mels = self.encoder.model.config.audio_config.num_mel_bins
         memory = SpeechMemory(
-            self.encoder.tokens(features),
+            self.encoder.blank_tokens[None] if blank else self.encoder.tokens(window_mel([samples], mels)),
             torch.tensor([[0.0, length]], dtype=torch.float64),
             torch.tensor([is_silent(samples)]),
             MemoryFacts(self.encoder.fingerprint, "the stream", length, hashlib.sha256(samples.tobytes()).hexdigest()),

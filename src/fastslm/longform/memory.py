@@ -15,7 +15,7 @@ from fastslm.writing import utf8_path, write_tensors
 
 SUFFIX = ".fslm"
 FORMAT = "fastslm-memory"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,11 @@ class MemoryFacts:
     Attributes:
         token_fingerprint: of the model that made them (`fastslm.longform.fingerprint`).
         name: of the recording.
-        duration: seconds, as decoded.
+        duration: seconds, as decoded, silence before and between sounds included; of a part, its own.
         audio_sha256: of the recording's samples as float32 at 16 kHz.
-        warnings: what could not be decoded, one sentence each.
+        warnings: what could not be decoded, or was not read, one sentence each.
         partial: whether the recording broke off before its end.
+        missing_seconds: that lack then, `None` where that is not known.
     """
 
     token_fingerprint: str
@@ -37,6 +38,7 @@ class MemoryFacts:
     audio_sha256: str
     warnings: tuple[str, ...] = ()
     partial: bool = False
+    missing_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,9 @@ class SpeechMemory:
 
     Attributes:
         tokens: (windows, 50, hidden), in the dtype that they were computed in, on the CPU.
-        times: (windows, 2), float64, seconds at which each window starts and ends; the first starts at 0, each starts
-            where the one before ends, and the last ends with the recording.
+        times: (windows, 2), float64, seconds of the recording's clock at which each window starts and ends; the first
+            starts at 0, or where the part does that was asked for, each starts where the one before ends, and the last
+            ends with the recording.
         silent: (windows,), bool, whether a window holds no sound that could be speech.
     """
 
@@ -57,8 +60,18 @@ class SpeechMemory:
 
     @property
     def duration(self) -> float:
-        """Seconds of the recording."""
+        """Seconds of the recording, or of the part that was asked for."""
         return self.facts.duration
+
+    @property
+    def start(self) -> float:
+        """Second of the recording at which it begins."""
+        return float(self.times[0, 0])
+
+    @property
+    def end(self) -> float:
+        """Second of the recording at which it ends."""
+        return float(self.times[-1, 1])
 
     @property
     def audio_tokens(self) -> int:
@@ -135,10 +148,11 @@ class SpeechMemory:
                 for warning in memory.facts.warnings
             ),
             partial=any(memory.facts.partial for memory in memories),
+            missing_seconds=missing_seconds(memories),
         )
         return cls(
             tokens=torch.cat([memory.tokens for memory in memories]),
-            times=torch.cat([memory.times + start for memory, start in zip(memories, starts, strict=True)]),
+            times=torch.cat([m.times - m.start + start for m, start in zip(memories, starts, strict=True)]),
             silent=torch.cat([memory.silent for memory in memories]),
             facts=facts,
         )
@@ -160,7 +174,14 @@ def place_of(seconds: float, memories: Sequence[SpeechMemory]) -> tuple[int, flo
     """Which of several memories a second of their concatenation belongs to, and which second of it that is."""
     starts = _starts(memories)
     index = max(index for index, start in enumerate(starts) if index == 0 or start <= seconds)
-    return index, seconds - starts[index]
+    return index, seconds - starts[index] + memories[index].start
+
+
+def missing_seconds(memories: Sequence[SpeechMemory]) -> float | None:
+    """What recordings that break off lack together, `None` where none does, or that is not known of one."""
+    lacking = [memory.facts.missing_seconds for memory in memories if memory.facts.partial]
+    known = [seconds for seconds in lacking if seconds is not None]
+    return sum(known) if known and len(known) == len(lacking) else None
 
 
 def _starts(memories: Sequence[SpeechMemory]) -> list[float]:

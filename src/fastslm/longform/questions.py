@@ -23,7 +23,7 @@ from fastslm.longform.generation import (
     write,
 )
 from fastslm.longform.map_reduce import MAP_QUESTION, Piece, reduce_notes, says_nothing, split
-from fastslm.longform.memory import SpeechMemory
+from fastslm.longform.memory import SpeechMemory, missing_seconds
 from fastslm.longform.numeric_options import is_real, plain_numbers
 from fastslm.longform.prefix_cache import PrefixCache, can_keep
 from fastslm.longform.readers import Reading
@@ -184,6 +184,7 @@ class Answerer:
             finish_reason=reason,
             options={**asdict(options), "prefix_file": options.prefix_file and str(options.prefix_file)},
             partial=any(memory.facts.partial for memory in memories),
+            missing_seconds=missing_seconds(memories),
         )
 
     def _plan(

@@ -95,7 +95,8 @@ class Transcript:
     """What is said in a recording.
 
     duration: seconds. language: a code. warnings: one sentence for each thing that the text does not show. options:
-    those that it was made with, nothing left open. partial: the recording breaks off before its end, so the text does.
+    those that it was made with, nothing left open. partial: the recording breaks off before its end, so the text does;
+    missing_seconds: how much of it lacks, where that is known. start: second of the recording at which it begins.
     """
 
     text: str
@@ -106,6 +107,13 @@ class Transcript:
     usage: Usage
     options: Mapping[str, Any] = field(default_factory=dict)
     partial: bool = False
+    missing_seconds: float | None = None
+    start: float = 0.0
+
+    @property
+    def end(self) -> float:
+        """Second of the recording at which it ends."""
+        return self.start + self.duration
 
     @property
     def finish_reason(self) -> FinishReason:
@@ -133,6 +141,7 @@ class Answer:
     finish_reason: FinishReason = "stop"
     options: Mapping[str, Any] = field(default_factory=dict)
     partial: bool = False
+    missing_seconds: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON."""

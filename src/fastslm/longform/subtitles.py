@@ -41,10 +41,10 @@ def cues(transcript: Transcript) -> Iterator[Cue]:
     groups = [group for segment in transcript.segments for group in _groups(segment.words or _spread(segment))]
     for index, group in enumerate(groups):
         start, end = group[0].start, min(group[-1].end, group[0].start + CUE_SECONDS)
-        free = groups[index + 1][0].start if index + 1 < len(groups) else max(end, transcript.duration)
+        free = groups[index + 1][0].start if index + 1 < len(groups) else max(end, transcript.end)
         yield Cue(start, max(end, min(start + LEAST_SECONDS, free)), _lines(group))
     if transcript.partial:
-        yield Cue(transcript.duration, transcript.duration + MARK_SECONDS, (CUT_MARK,))
+        yield Cue(transcript.end, transcript.end + MARK_SECONDS, (CUT_MARK,))
 
 
 def write_srt(transcript: Transcript) -> str:

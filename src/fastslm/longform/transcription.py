@@ -356,7 +356,7 @@ def _transcript(
     processing: float,
     caveats: Sequence[str],
 ) -> Transcript:
-    spans = [(0.0, memory.duration)] if options.method == "whole" else memory.times.tolist()
+    spans = [(memory.start, memory.end)] if options.method == "whole" else memory.times.tolist()
     segments = tuple(
         Segment(
             start,
@@ -391,6 +391,8 @@ def _transcript(
         ),
         options=asdict(options),
         partial=memory.facts.partial,
+        missing_seconds=memory.facts.missing_seconds,
+        start=memory.start,
     )
 
 
