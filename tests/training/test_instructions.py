@@ -74,7 +74,7 @@ def tuning(content: dict[str, Any]) -> InstructionTuning:
     learner.eval()
     with torch.no_grad():
         for name, parameter in objective.model.named_parameters():
-            if "lora_B" in name or "embed_tokens" in name:
+            if name.endswith("low_rank.B") or "embed_tokens" in name:
                 # Weak enough that every token attends to many.
                 parameter.normal_(0.0, 0.05, generator=torch.Generator().manual_seed(len(name)))
     return objective

@@ -4,6 +4,7 @@ input_features ─ encoder (frozen) ─ hfq_former ─ projector ─┐ 50 embed
 input_ids ─ embedding, its <|AUDIO|> places filled with ────┘ ─ language_model ─ logits
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,10 +31,19 @@ import fastslm.model.processing  # noqa: F401  AutoProcessor is to know ours whe
 from fastslm.model.configuration import FastSLMConfig
 from fastslm.model.heard_words import HeardWords
 from fastslm.model.hfq_former import HFQFormer
-from fastslm.model.lora import add_lora, is_lora_key, lora_layers, lora_switched, merge_lora
+from fastslm.model.lora import add_lora, checkpoint_contexts, is_lora_key, lora_layers, lora_switched, merge_lora
 from fastslm.model.saving import UNFOLDER
 from fastslm.model.speech import SPEECH_INPUTS, SpeechPath
 from fastslm.model.starts import mark_started, start_hfq_former
+
+
+class _Forced(threading.local):
+    """What `adapter_forced` says in this thread; `None` is nothing."""
+
+    on: bool | None = None
+
+
+_FORCED = _Forced()
 
 
 @dataclass
@@ -89,7 +99,7 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
         text_hidden = config.text_config.get_text_config().hidden_size
         self.projector = nn.Linear(config.hfq_config.hidden_size, text_hidden)
         on_meta = self.projector.weight.is_meta
-        add_lora(self.language_model, config, on_meta=on_meta)
+        add_lora(self.language_model, config)
         self.ctc_head = None
         if config.ctc_head:
             from fastslm.model.ctc_head import CTCHead, FrameCTCHead
@@ -108,7 +118,6 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
         if not on_meta:
             start_hfq_former(self.hfq_former)
             mark_started(*self.trained_parts())
-        self._adapter_choice: bool | None = None
         self._language_model_arguments = frozenset(signature(self.language_model.forward).parameters)
         self.post_init()
         self.freeze_base()
@@ -144,9 +153,10 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs: Any) -> None:
         """As in transformers, without re-entry by default: the frozen embedding's output needs no gradient then."""
-        super().gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}, **kwargs
-        )
+        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        if not options["use_reentrant"]:
+            options.setdefault("context_fn", checkpoint_contexts)
+        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs=options, **kwargs)
 
     if TYPE_CHECKING:
         # transformers declares it for a protocol that no model meets.
@@ -227,7 +237,7 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("A prompt is input_ids or inputs_embeds: give exactly one of them.")
         speech = self.embed_speech(input_features, encoder_frames, speech_tokens)
-        adapter = self._adapter_choice if adapter is None else adapter
+        adapter = _FORCED.on if adapter is None else adapter
         if input_ids is not None:
             if speech is not None and adapter is None:
                 self._refuse_mixed_rows(input_ids)
@@ -252,7 +262,7 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
             arguments["position_ids"] = position_ids
         if "logits_to_keep" in self._language_model_arguments:
             arguments["logits_to_keep"] = _as_places(logits_to_keep, inputs_embeds)
-        with lora_switched(self.language_model, adapter):
+        with lora_switched(adapter):
             outputs = self.language_model(inputs_embeds=inputs_embeds, **arguments, **kwargs, return_dict=True)
         if adapter and outputs.past_key_values is not None:
             outputs.past_key_values.holds_speech = True
@@ -314,12 +324,12 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
 
     @contextmanager
     def adapter_forced(self, on: bool) -> Iterator[None]:
-        """LoRA on or off inside the context, whatever the prompts hold, unless `forward` is told `adapter`."""
-        before, self._adapter_choice = self._adapter_choice, on
+        """LoRA on or off inside the context, in this thread, whatever prompts hold; `forward`'s `adapter` overrides."""
+        before, _FORCED.on = _FORCED.on, on
         try:
             yield
         finally:
-            self._adapter_choice = before
+            _FORCED.on = before
 
     def merge_lora(self) -> "FastSLMForConditionalGeneration":
         """Add LoRA into the language model's weights, in place: faster, and no longer to be switched off.

@@ -81,7 +81,7 @@ class WhisperReader(nn.Module):
         self.unfold = Unfolder(config)
         self.decoder: Any = decoder if decoder is not None else WhisperDecoder._from_config(config.audio_config)
         self.decoder.requires_grad_(False)
-        add_reader_lora(self.decoder, config, on_meta=self.unfold.place.is_meta)
+        add_reader_lora(self.decoder, config)
         self.base, self.language = config.reader_base or "", config.languages[0]
         self.is_merged = False
         # Not a module of this one: it is neither saved nor counted.
