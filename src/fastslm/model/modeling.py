@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +19,6 @@ from transformers import (
     AutoModelForMultimodalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSpeechSeq2Seq,
-    GenerationMixin,
     PreTrainedModel,
 )
 from transformers.cache_utils import Cache
@@ -29,11 +28,11 @@ from transformers.utils.generic import can_return_tuple
 
 import fastslm.model.processing  # noqa: F401  AutoProcessor is to know ours where the Auto models do
 from fastslm.model.configuration import FastSLMConfig
+from fastslm.model.generating import SpeechGeneration
 from fastslm.model.heard_words import HeardWords
 from fastslm.model.hfq_former import HFQFormer
 from fastslm.model.lora import add_lora, checkpoint_contexts, is_lora_key, lora_layers, lora_switched, merge_lora
 from fastslm.model.saving import UNFOLDER
-from fastslm.model.speech import SPEECH_INPUTS, SpeechPath
 from fastslm.model.starts import mark_started, start_hfq_former
 
 
@@ -56,7 +55,7 @@ class FastSLMCausalLMOutputWithPast(CausalLMOutputWithPast):
     speech_tokens: torch.Tensor | None = None
 
 
-class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
+class FastSLMForConditionalGeneration(SpeechGeneration):
     """Hears speech at 50 tokens a 30 s window and answers in text (arXiv 2601.06199).
 
     Only the HFQ-Former, the projection, LoRA and, where they are, the CTC head, the unfolder of Whisper's decoder and
@@ -157,10 +156,6 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
         if not options["use_reentrant"]:
             options.setdefault("context_fn", checkpoint_contexts)
         super().gradient_checkpointing_enable(gradient_checkpointing_kwargs=options, **kwargs)
-
-    if TYPE_CHECKING:
-        # transformers declares it for a protocol that no model meets.
-        def generate(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def letters(self, tokens: torch.Tensor) -> torch.Tensor:
         """What the CTC head hears in tokens: (windows, 50, hidden) → (windows, steps, classes) of log-probabilities.
@@ -291,36 +286,6 @@ class FastSLMForConditionalGeneration(SpeechPath, GenerationMixin):
                 "The batch mixes prompts with and without speech, and LoRA is on for speech only: run them apart, or "
                 "pass adapter=True to have it on for all."
             )
-
-    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool = False, **kwargs: Any) -> dict:
-        """Speech goes in at the first step only; afterwards it is in the cache."""
-        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
-            *args, is_first_iteration=is_first_iteration, **kwargs
-        )
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in SPEECH_INPUTS:
-                inputs.pop(name, None)
-        return inputs
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: torch.Tensor | None = None,
-        **model_kwargs: Any,
-    ) -> tuple[torch.LongTensor, dict[str, Any]]:
-        """Beams and returned sequences: speech is encoded once, and each row's embeddings are repeated as a whole."""
-        given = {name: model_kwargs.pop(name, None) for name in SPEECH_INPUTS}
-        if expand_size > 1 and input_ids is not None and (speech := self.embed_speech(**given)) is not None:
-            counts = (input_ids == self.config.audio_token_id).sum(1).tolist()
-            if sum(counts) != len(speech):
-                self.place_speech(input_ids, speech)  # raises the sentence
-            rows = [row for part in speech.split(counts) for row in [part] * expand_size]
-            given = {"speech_tokens": torch.cat(rows)}
-        expanded_ids, model_kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
-        )
-        return expanded_ids, {**model_kwargs, **{name: x for name, x in given.items() if x is not None}}
 
     @contextmanager
     def adapter_forced(self, on: bool) -> Iterator[None]:
