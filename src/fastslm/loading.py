@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -22,6 +23,8 @@ from fastslm.speech import FastSLM
 from fastslm.weights import HUB_ID, resolve
 from fastslm.writing import utf8_path
 
+# transformers sets process-wide defaults while it loads: one thread at a time.
+_LOADING = threading.RLock()
 DEFAULT_MODEL = "fastslm-tiny"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -51,6 +54,11 @@ def load(
         WeightsError: base weights cannot be found or fetched.
         OptionError: a device that is not there, or an unknown dtype.
     """
+    with _LOADING:
+        return _load(name, device, dtype, quiet)
+
+
+def _load(name: str | os.PathLike, device: str | torch.device, dtype: str | torch.dtype, quiet: bool) -> FastSLM:
     chosen_device, device_reason = choose_device(device)
     chosen_dtype, dtype_reason = choose_dtype(dtype, chosen_device)
     folder = checkpoint_folder(name)

@@ -23,6 +23,7 @@ from fastslm.longform.results import Answer, Transcript
 from fastslm.longform.transcription import NoSpeech, Transcriber, TranscriptionOptions
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
+from fastslm.model.threads import refuse_fork, settle
 
 Source = AudioSource | SpeechMemory
 Sources = Source | Sequence[Source]
@@ -32,6 +33,10 @@ TRANSLATES_INTO = ("ko",)
 
 class FastSLM:
     """A model that hears, with what it needs to read recordings and write text.
+
+    Any number of threads may use it at the same time, each with the answers that it would get alone. Their work runs
+    side by side, but for calls of `summarize`, `ask` and `translate` about the same recording, which wait for each
+    other. It pickles, for processes that are spawned; in a forked one it is refused.
 
     Every task takes a recording as `fastslm.audio.stream_audio` does (a path, an encoded file's content, an array with
     its `sampling_rate`), or a `SpeechMemory`, or the path of a saved one (`.fslm`).
@@ -56,6 +61,19 @@ class FastSLM:
         self.encoder = WindowEncoder(model, dtype=encoder_dtype)
         self.answerer = Answerer(model, processor)
         self.transcriber = Transcriber(model, processor, recordings=self.answerer.recordings)
+        self._process = os.getpid()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _process=os.getpid())
+
+    def _begin(self) -> None:
+        """Before anything is computed in a thread.
+
+        Raises:
+            OptionError: this process is a fork of the one that loaded the model.
+        """
+        refuse_fork(self._process, self.model.device)
+        settle()
 
     @property
     def fingerprint(self) -> str:
@@ -99,6 +117,7 @@ class FastSLM:
                 duration; what a memory cannot have.
             CheckpointError: a memory of another model.
         """
+        self._begin()
         part = Part.of(track, start, duration)
         _check_options(source, sampling_rate, cuts, part, kept_at)
         memory = _memory(source)
@@ -153,6 +172,7 @@ class FastSLM:
             CheckpointError: a memory of another model.
         """
         started = monotonic()
+        self._begin()
         options = TranscriptionOptions(
             language, decoder, max_new_tokens, method, context_windows, repetition, no_speech, prompt, hotwords, reader
         ).resolved(self.model)
@@ -198,6 +218,7 @@ class FastSLM:
 
         The text of each is that which it has alone. Processing time is shared out by duration.
         """
+        self._begin()
         options = TranscriptionOptions(
             language, decoder, max_new_tokens, method, context_windows, repetition, no_speech, prompt, hotwords, reader
         ).resolved(self.model)
@@ -229,6 +250,7 @@ class FastSLM:
             OptionError: an option that a stream cannot have.
             AudioError: the chunks are no sound.
         """
+        self._begin()
         chosen = TranscriptionOptions(**options).resolved(self.model)
         return transcribe_stream(
             self.encoder,
@@ -287,6 +309,7 @@ class FastSLM:
         **options: Any,
     ) -> Answer:
         started = monotonic()
+        self._begin()
         # Errors of the prompt and of the options come before the encoding, which may take long.
         self.processor.build_prompt(task, **prompt_options)
         chosen = AnswerOptions(**options, prefix_file=None if prefix_file is None else Path(prefix_file))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_fastslm import make_checkpoint
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -20,8 +21,11 @@ from transformers import (
 
 from fastslm.audio import SAMPLE_RATE
 from fastslm.model.configuration import FastSLMConfig
+from fastslm.model.lora import is_lora_key
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor, add_tokens
+
+__all__ = ["make_checkpoint"]
 
 MEL_BINS = 80
 WIDTH = 64
@@ -138,9 +142,9 @@ def make_model(build_model: Callable[..., FastSLMForConditionalGeneration]) -> C
 def wake(model: FastSLMForConditionalGeneration) -> None:
     """Random values large enough that clip, prompt and LoRA each decide what is said."""
     for name, parameter in model.named_parameters():
-        if "lora_B" in name or name.startswith("projector"):
+        if name.endswith("low_rank.B") or name.startswith("projector"):
             parameter.normal_(0.0, 0.3)
-        elif "language_model" in name and parameter.dim() == 2 and "lora_A" not in name:
+        elif "language_model" in name and parameter.dim() == 2 and not is_lora_key(name):
             parameter.normal_(0.0, 0.2)
 
 

@@ -12,7 +12,7 @@ from transformers import (
     TextStreamer,
 )
 
-from fastslm.model.lora import lora_layers
+from fastslm.model.lora import is_lora_key, lora_layers, lora_parameters
 from fastslm.model.modeling import SPEECH_INPUTS, FastSLMForConditionalGeneration, positions
 
 TEXT_KINDS = ("qwen3", "llama")
@@ -247,7 +247,7 @@ def test_a_prompt_of_text_alone_is_answered_by_the_base_model_to_the_last_bit(ki
     model = make_model(kind)
     base = AutoModelForCausalLM.from_config(copy.deepcopy(model.config.text_config)).eval()
     state = model.language_model.state_dict()
-    base.load_state_dict({k.replace(".base_layer", ""): v for k, v in state.items() if "lora" not in k})
+    base.load_state_dict({key: value for key, value in state.items() if not is_lora_key(key)})
     inputs = processor(["Who are you?", "And what is this, then?"])
     counted = positions(inputs["attention_mask"], inputs["input_ids"].shape[1])
     with torch.no_grad():
@@ -278,7 +278,7 @@ def test_lora_stays_on_while_a_cache_that_heard_speech_goes_on(make_model, proce
 
 def test_lora_is_left_as_trainable_as_it_was(make_model, processor):
     model = make_model()
-    lora = [p for name, p in model.named_parameters() if "lora_A" in name]
+    lora = lora_parameters(model)
     for frozen in (False, True):
         for parameter in lora:
             parameter.requires_grad_(not frozen)
@@ -313,7 +313,7 @@ def test_the_encoder_is_frozen_and_never_in_training_mode(make_model):
     assert not any(p.requires_grad for p in model.encoder.parameters())
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert {name.split(".")[0] for name in trainable} == {"hfq_former", "projector", "language_model"}
-    assert all("lora_" in name for name in trainable if name.startswith("language_model"))
+    assert all(is_lora_key(name) for name in trainable if name.startswith("language_model"))
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable.:FutureWarning")
@@ -369,7 +369,7 @@ def test_a_base_in_half_precision_and_trained_parts_in_single_work_together(make
     expected = model(**inputs, labels=labels).loss.item()
     model.encoder.to(torch.bfloat16)
     for name, parameter in model.language_model.named_parameters():
-        if "lora_" not in name:
+        if not is_lora_key(name):
             parameter.data = parameter.data.to(torch.bfloat16)
     loss = model(**inputs, labels=labels).loss
     loss.backward()

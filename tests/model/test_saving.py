@@ -32,7 +32,7 @@ def make_from_base(base_folders):
         )
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if "lora_B" in name:
+                if name.endswith("low_rank.B"):
                     parameter.normal_(0.0, 0.1)
         return model, processor
 

@@ -106,7 +106,7 @@ def test_master_weights_stay_float32_and_frozen_ones_are_bfloat16(
     model = seen[0]
     trained = {name: own for name, own in model.named_parameters() if own.requires_grad}
     assert {own.dtype for own in trained.values()} == {torch.float32}
-    assert any("lora_A" in name for name in trained)
+    assert any("low_rank.A" in name for name in trained)
     assert {own.dtype for name, own in model.named_parameters() if name not in trained} == {torch.bfloat16}
     # A step of 1e-3 is less than half a bfloat16 step of these weights: it is kept all the same.
     assert any(not torch.equal(own, own.bfloat16().float()) for own in model.hfq_former.parameters())

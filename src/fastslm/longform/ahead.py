@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from fastslm.model.threads import settle
+
 Item = TypeVar("Item")
 # How soon the thread notices that nobody waits for it, and how long it is waited for if it is stuck in a read.
 NOTICE_SECONDS = 0.1
@@ -39,6 +41,7 @@ def ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
         return False
 
     def work() -> None:
+        settle()
         iterator = iter(items)
         try:
             for item in iterator:

@@ -95,6 +95,13 @@ class WindowEncoder:
         self._copies: _Narrow | None = None
         self._copying = Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copied or sent to another process, it makes its narrow copies anew."""
+        return {**self.__dict__, "_copies": None, "_copying": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _copying=Lock())
+
     @property
     def fingerprint(self) -> str:
         """Of the tokens that this encoder makes."""

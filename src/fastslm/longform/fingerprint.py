@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import torch
 
+from fastslm.model.lora import stored_key
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.saving import is_trained_key
 
@@ -26,7 +27,7 @@ def token_fingerprint(model: FastSLMForConditionalGeneration) -> str:
 
 def model_fingerprint(model: FastSLMForConditionalGeneration) -> str:
     """Of everything that was trained, and of the speech tokens: what a measured figure belongs to."""
-    trained = [(name, tensor) for name, tensor in model.state_dict().items() if is_trained_key(name)]
+    trained = [(stored_key(name), tensor) for name, tensor in model.state_dict().items() if is_trained_key(name)]
     if model.whisper_decoder is not None:
         # Its LoRA may have been merged.
         trained += [(f"decoder.{name}", tensor) for name, tensor in model.whisper_decoder.decoder.named_parameters()]

@@ -6,8 +6,10 @@ In the prompt layout `audio_first` a recording is one prefix for all of them; in
 import hashlib
 import json
 import os
+import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,40 +85,81 @@ class Prefix:
 
 
 class PrefixCache:
-    """The prefixes used last, as many as `max_bytes` hold."""
+    """The prefixes used last, as many as `max_bytes` hold; for any number of threads.
+
+    What is kept is written behind, by whoever goes on from it, so it belongs to one call at a time: `lease`.
+    """
 
     def __init__(self, max_bytes: int = MAX_BYTES):
         self.max_bytes = max_bytes
         self._kept: OrderedDict[str, Prefix] = OrderedDict()
+        self._leases: dict[str, _Lease] = {}
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copied or sent to another process, it is empty."""
+        return PrefixCache, (self.max_bytes,)
 
     def __len__(self) -> int:
         return len(self._kept)
 
+    @contextmanager
+    def lease(self, digest: str) -> Iterator[None]:
+        """Inside, the prefix of that digest is this thread's alone; other threads wait for it here.
+
+        Other digests are not held up. A lease does not need a prefix: it holds while nothing is kept yet, and after the
+        cache has given it up.
+        """
+        with self._lock:
+            lease = self._leases.setdefault(digest, _Lease())
+            lease.calls += 1
+        try:
+            with lease.lock:
+                yield
+        finally:
+            with self._lock:
+                lease.calls -= 1
+                if not lease.calls:
+                    del self._leases[digest]
+
     @property
     def nbytes(self) -> int:
         """Of all that is kept."""
-        return sum(prefix.nbytes for prefix in self._kept.values())
+        with self._lock:
+            return sum(prefix.nbytes for prefix in self._kept.values())
 
     def get(self, digest: str) -> Prefix | None:
         """The prefix of that digest, if it is still kept."""
-        if digest in self._kept:
-            self._kept.move_to_end(digest)
-        return self._kept.get(digest)
+        with self._lock:
+            if digest in self._kept:
+                self._kept.move_to_end(digest)
+            return self._kept.get(digest)
 
     def put(self, prefix: Prefix) -> None:
         """Keep it, and give up those not used for longest; one that is too large by itself is not kept."""
-        self._kept.pop(prefix.digest, None)
-        self._kept[prefix.digest] = prefix
-        self.trim()
+        with self._lock:
+            self._kept.pop(prefix.digest, None)
+            self._kept[prefix.digest] = prefix
+            self.trim()
 
     def trim(self) -> None:
         """Give up prefixes until the rest fits; they grow with the longest answer that followed them."""
-        while self._kept and self.nbytes > self.max_bytes:
-            self._kept.popitem(last=False)
+        with self._lock:
+            while self._kept and self.nbytes > self.max_bytes:
+                self._kept.popitem(last=False)
 
     def clear(self) -> None:
         """Give up all, as is needed where weights were changed in place."""
-        self._kept.clear()
+        with self._lock:
+            self._kept.clear()
+
+
+class _Lease:
+    """Of one digest. calls: those that have it or wait for it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.calls = 0
 
 
 def can_keep(model: FastSLMForConditionalGeneration) -> bool:

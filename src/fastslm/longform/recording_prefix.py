@@ -44,7 +44,8 @@ class RecordingPrefixes:
     ) -> Iterator[tuple[Prefix, bool]]:
         """The beginning of a prompt up to its last recording, and whether it was kept from before.
 
-        Inside, more may be written into its cache; it is forgotten afterwards. Only for models that `can_keep`.
+        Inside, it belongs to this call: more may be written into its cache, which is forgotten afterwards. Another
+        thread that asks for the same beginning waits. Only for models that `can_keep`.
 
         Args:
             prompt: with one `<|AUDIO|>` for each of the recordings.
@@ -59,21 +60,22 @@ class RecordingPrefixes:
         head, _ = self.processor.split_prompt(prompt)
         facts = (self.fingerprint, next(self.model.projector.parameters()).dtype, rope_scaling)
         digest = prefix_digest(facts, head, tokens)
-        prefix = self.cache.get(digest)
-        if prefix is None and file is not None and file.exists():
-            prefix = load_prefix(file, digest, self.fingerprint, self.model)
-        kept = prefix is not None
-        if prefix is None:
-            ids = prompt_ids(self.processor, head, [len(own) for own in tokens]).to(self.model.device)
-            prefix = prefill(self.model, ids, self.heard(tokens), digest)
-        if file is not None and not file.exists():
-            save_prefix(prefix, file, self.fingerprint)
-        self.cache.put(prefix)
-        try:
-            yield prefix, kept
-        finally:
-            prefix.shrink()
-            self.cache.trim()
+        with self.cache.lease(digest):
+            prefix = self.cache.get(digest)
+            if prefix is None and file is not None and file.exists():
+                prefix = load_prefix(file, digest, self.fingerprint, self.model)
+            kept = prefix is not None
+            if prefix is None:
+                ids = prompt_ids(self.processor, head, [len(own) for own in tokens]).to(self.model.device)
+                prefix = prefill(self.model, ids, self.heard(tokens), digest)
+            if file is not None and not file.exists():
+                save_prefix(prefix, file, self.fingerprint)
+            self.cache.put(prefix)
+            try:
+                yield prefix, kept
+            finally:
+                prefix.shrink()
+                self.cache.trim()
 
     @torch.inference_mode()
     def heard(self, tokens: Sequence[torch.Tensor]) -> torch.Tensor:

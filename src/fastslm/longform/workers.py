@@ -13,6 +13,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from fastslm.model.threads import lent
+
 Result = TypeVar("Result")
 # Up to so many threads each is a worker. More workers would hold more windows than the few that a small machine has
 # room for; beyond, each has several threads, as many as the others, and there are the fewest that leave none idle.
@@ -92,25 +94,22 @@ class Workers:
 
 
 def _threads(count: int) -> ThreadPoolExecutor:
-    threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(count, "fastslm-worker")
     ready = Barrier(count + 1)
 
-    def begin() -> None:
+    def begin(threads: int) -> None:
         torch.get_num_threads()  # torch's number for new threads is taken over with the first call, not after the next
         torch.set_num_threads(max(1, threads // count))
         ready.wait()
 
     try:
-        for _ in range(count):
-            pool.submit(begin)
-        ready.wait()
+        with lent() as threads:
+            for _ in range(count):
+                pool.submit(begin, threads)
+            ready.wait()
     except BaseException:
         # Who waits there would keep the process alive.
         ready.abort()
         pool.shutdown(wait=False, cancel_futures=True)
         raise
-    finally:
-        # The number is each thread's own, but torch also keeps the last one that was set, for threads still to come.
-        torch.set_num_threads(threads)
     return pool

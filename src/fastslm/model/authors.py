@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, Whi
 
 from fastslm.errors import CheckpointError, FastSLMError
 from fastslm.model.configuration import LORA_TARGETS, FastSLMConfig, HFQFormerConfig
+from fastslm.model.lora import stored_state
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.positions import sinusoids
 from fastslm.model.processing import FastSLMProcessor, add_tokens
@@ -197,7 +198,7 @@ def _prepare(
     ours = our_state_dict(state)
     with torch.device("meta"):
         model = FastSLMForConditionalGeneration(config)
-    expected = model.state_dict()
+    expected = stored_state(model.state_dict())
     if config.text_config.tie_word_embeddings:
         expected.pop(OUTPUT_EMBEDDING)
         _drop_tied_output(ours)
@@ -295,7 +296,7 @@ def authors_state_dict(model: FastSLMForConditionalGeneration) -> dict[str, torc
         CheckpointError: the model has a part of ours that theirs has not.
     """
     theirs = {}
-    for key, value in model.state_dict().items():
+    for key, value in stored_state(model.state_dict()).items():
         name = their_key(key)
         if name is None:
             raise CheckpointError(f"The model has {key}, for which the authors' layout has no place: train without it.")

@@ -7,6 +7,7 @@
 model to be saved and loaded with it; inference calls it by name.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from transformers import (
     AutoModelForMultimodalLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSpeechSeq2Seq,
-    GenerationMixin,
     PreTrainedModel,
 )
 from transformers.cache_utils import Cache
@@ -32,17 +32,25 @@ from transformers.utils.generic import can_return_tuple
 import fastslm.model.processing  # noqa: F401  AutoProcessor is to know ours where the Auto models do
 from fastslm.model.configuration import FastSLMConfig
 from fastslm.model.ctc_head import make_ctc_head
+from fastslm.model.generating import SPEECH_INPUTS, SpeechGeneration
 from fastslm.model.hfq_former import HFQFormer
-from fastslm.model.lora import add_lora, is_lora_key, lora_layers, lora_switched, merge_lora
+from fastslm.model.lora import add_lora, checkpoint_contexts, is_lora_key, lora_layers, lora_switched, merge_lora
 from fastslm.model.projectors import CTCEmbeddings, build_projector
-from fastslm.model.saving import UNFOLDER, FastSLMPreTrainedModel
+from fastslm.model.saving import UNFOLDER
 from fastslm.model.starts import mark_started, start_hfq_former
 from fastslm.model.whisper_decoder import UnfoldingDecoder
 
-# Arguments of `forward` that carry speech, at most one of them.
-SPEECH_INPUTS = ("input_features", "encoder_frames", "speech_tokens")
 # Without gradients, windows pass the encoder in groups: memory does not grow with the recording.
 WINDOWS_AT_ONCE = 8
+
+
+class _Forced(threading.local):
+    """What `adapter_forced` says in this thread; `None` is nothing."""
+
+    on: bool | None = None
+
+
+_FORCED = _Forced()
 
 
 @dataclass
@@ -55,7 +63,7 @@ class FastSLMCausalLMOutputWithPast(CausalLMOutputWithPast):
     speech_tokens: torch.Tensor | None = None
 
 
-class FastSLMForConditionalGeneration(FastSLMPreTrainedModel, GenerationMixin):
+class FastSLMForConditionalGeneration(SpeechGeneration):
     """Hears speech at 50 tokens a 30 s window and answers in text (arXiv 2601.06199).
 
     Only the HFQ-Former, the projector, LoRA and, where they are, the CTC head, the unfolder of Whisper's decoder and
@@ -101,14 +109,13 @@ class FastSLMForConditionalGeneration(FastSLMPreTrainedModel, GenerationMixin):
             exact = (f"projector.{name}" for name, _ in self.projector.named_parameters())
             self._keep_in_fp32_modules_strict = [UNFOLDER, *exact]
         on_meta = next(self.projector.parameters()).is_meta
-        add_lora(self.language_model, config, on_meta=on_meta)
+        add_lora(self.language_model, config)
         self.ctc_head = make_ctc_head(config)
         # Checkpoints have Whisper's decoder under the name `reader`.
         self.reader = UnfoldingDecoder(config, decoder) if config.whisper_decoder else None
         if not on_meta:
             start_hfq_former(self.hfq_former)
             mark_started(*self.trained_parts())
-        self._adapter_choice: bool | None = None
         self._language_model_arguments = frozenset(signature(self.language_model.forward).parameters)
         self.post_init()
         self.freeze_base()
@@ -149,9 +156,10 @@ class FastSLMForConditionalGeneration(FastSLMPreTrainedModel, GenerationMixin):
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs: Any) -> None:
         """As in transformers, without re-entry by default: the frozen embedding's output needs no gradient then."""
-        super().gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}, **kwargs
-        )
+        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        if not options["use_reentrant"]:
+            options.setdefault("context_fn", checkpoint_contexts)
+        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs=options, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -315,7 +323,7 @@ class FastSLMForConditionalGeneration(FastSLMPreTrainedModel, GenerationMixin):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("A prompt is input_ids or inputs_embeds: give exactly one of them.")
         speech = self.embed_speech(input_features, encoder_frames, speech_tokens)
-        adapter = self._adapter_choice if adapter is None else adapter
+        adapter = _FORCED.on if adapter is None else adapter
         if input_ids is not None:
             if speech is not None and adapter is None:
                 self._refuse_mixed_rows(input_ids)
@@ -340,7 +348,7 @@ class FastSLMForConditionalGeneration(FastSLMPreTrainedModel, GenerationMixin):
             arguments["position_ids"] = position_ids
         if "logits_to_keep" in self._language_model_arguments:
             arguments["logits_to_keep"] = _as_places(logits_to_keep, inputs_embeds)
-        with lora_switched(self.language_model, adapter):
+        with lora_switched(adapter):
             outputs = self.language_model(inputs_embeds=inputs_embeds, **arguments, **kwargs, return_dict=True)
         if adapter and outputs.past_key_values is not None:
             outputs.past_key_values.holds_speech = True
@@ -370,50 +378,6 @@ class FastSLMForConditionalGeneration(FastSLMPreTrainedModel, GenerationMixin):
                 "pass adapter=True to have it on for all."
             )
 
-    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool = False, **kwargs: Any) -> dict:
-        """Speech goes in at the first step only; afterwards it is in the cache."""
-        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
-            *args, is_first_iteration=is_first_iteration, **kwargs
-        )
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in SPEECH_INPUTS:
-                inputs.pop(name, None)
-        return inputs
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: torch.Tensor | None = None,
-        **model_kwargs: Any,
-    ) -> tuple[torch.LongTensor, dict[str, Any]]:
-        """Beams and returned sequences: speech is encoded once, and each row's embeddings are repeated as a whole."""
-        given = {name: model_kwargs.pop(name, None) for name in SPEECH_INPUTS}
-        if expand_size > 1 and input_ids is not None and (speech := self.embed_speech(**given)) is not None:
-            counts = (input_ids == self.config.audio_token_id).sum(1).tolist()
-            if sum(counts) != len(speech):
-                self.place_speech(input_ids, speech)  # raises the sentence
-            rows = [row for part in speech.split(counts) for row in [part] * expand_size]
-            given = {"speech_tokens": torch.cat(rows)}
-        expanded_ids, model_kwargs = super()._expand_inputs_for_generation(  # type: ignore[misc]
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
-        )
-        return expanded_ids, {**model_kwargs, **{name: x for name, x in given.items() if x is not None}}
-
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers has it, by the one path.
-
-        Raises:
-            ValueError: the checkpoint was taught to answer from transcripts, which the one path does not write.
-        """
-        speech = [name for name in SPEECH_INPUTS[:2] if kwargs.get(name) is not None]
-        if speech and self.config.capabilities.via == "transcript":
-            raise ValueError(
-                "The language model of this checkpoint answers from transcripts, not from speech tokens: use "
-                "fastslm.load, or pass what `fastslm.inference.cascade.inputs_of(model, processor, batch)` returns."
-            )
-        return super().generate(*args, **kwargs)  # type: ignore[misc]  # a protocol that no model meets
-
     def letters(self, tokens: torch.Tensor) -> torch.Tensor:
         """What the CTC head hears in tokens: (windows, 50, hidden) → (windows, steps, classes) of log-probabilities.
 
@@ -434,12 +398,12 @@ class FastSLMForConditionalGeneration(FastSLMPreTrainedModel, GenerationMixin):
 
     @contextmanager
     def adapter_forced(self, on: bool) -> Iterator[None]:
-        """LoRA on or off inside the context, whatever the prompts hold, unless `forward` is told `adapter`."""
-        before, self._adapter_choice = self._adapter_choice, on
+        """LoRA on or off inside the context, in this thread, whatever prompts hold; `forward`'s `adapter` overrides."""
+        before, _FORCED.on = _FORCED.on, on
         try:
             yield
         finally:
-            self._adapter_choice = before
+            _FORCED.on = before
 
     def merge_lora(self) -> "FastSLMForConditionalGeneration":
         """Add LoRA into the language model's weights, in place: faster, and no longer to be switched off.

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from fastslm.errors import CheckpointError
 from fastslm.features import extract_features, whole_mel
 from fastslm.model.authors import load_authors, our_key, read_state_dict
+from fastslm.model.lora import stored_key
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 
 ABSOLUTE = RELATIVE = 1e-5
@@ -185,7 +186,7 @@ class ParityCase:
         speech = [model.project(model.get_speech_tokens(encoder_frames=x)).flatten(0, 1) for x in frames]
         result = authors_batch_forward(model, input_ids, labels, speech, self.pad_token_id)
         result["loss"].sum().backward()
-        grads = {f"grad.{name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+        grads = {f"grad.{stored_key(name)}": p.grad for name, p in model.named_parameters() if p.grad is not None}
         model.zero_grad()
         result = {name: value.detach() for name, value in result.items()}
         return {"input_ids": input_ids, "labels": labels, **result, **grads}

@@ -158,12 +158,12 @@ class FastSLMProcessor(ProcessorMixin):
             if add_special_tokens is None:
                 first = self.tokenizer.bos_token
                 add_special_tokens = not (first and expanded[0].startswith(str(first)))
-            encoded = self.tokenizer(
-                expanded,
+            # In two steps: told to pad, a fast tokenizer changes, and threads that use it meanwhile fail.
+            encoded = self.tokenizer.pad(
+                self.tokenizer(expanded, add_special_tokens=add_special_tokens),
                 padding=padding,
                 padding_side=padding_side,
                 pad_to_multiple_of=pad_to_multiple_of,
-                add_special_tokens=add_special_tokens,
                 return_tensors="pt",
             )
             data.update(input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"])

@@ -4,9 +4,12 @@
     trained part    model.safetensors with HFQ-Former, projector, CTC head, unfolder, LoRA; config.json names the base
 
 `from_pretrained` tells them apart by the configuration. The first form needs nothing but its folder. A missing,
-unexpected or ill-shaped tensor is always an error.
+unexpected or ill-shaped tensor is always an error. LoRA is stored under PEFT's names (`fastslm.model.lora`). An adapter
+that a user put on top, with PEFT or `add_adapter`, is a checkpoint of its own, saved and loaded as PEFT and
+transformers have it.
 """
 
+import json
 import os
 import shutil
 import tempfile
@@ -20,7 +23,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.peft_utils import find_adapter_config_file
 from transformers.utils.hub import cached_file
 
 from fastslm.errors import CheckpointError
@@ -35,7 +39,7 @@ from fastslm.model.base_weights import (
     refuse_differences,
 )
 from fastslm.model.configuration import FastSLMConfig
-from fastslm.model.lora import is_lora_key
+from fastslm.model.lora import STORED_NAMES, is_lora_key, key_in_memory, stored_key, stored_state
 from fastslm.model.whisper_decoder import DECODER_FILES
 from fastslm.prompts import AUDIO_TOKEN
 from fastslm.weights import resolve
@@ -49,7 +53,7 @@ UNFOLDER = "reader.unfold"
 BASES = ("base_encoder", "base_text_model", "base_decoder")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # What transformers' Auto classes pass along, and what says nothing to files that are safetensors and ours.
-VOID_ARGUMENTS = ("trust_remote_code", "adapter_kwargs", "_from_auto", "low_cpu_mem_usage", "use_safetensors")
+VOID_ARGUMENTS = ("trust_remote_code", "_from_auto", "low_cpu_mem_usage", "use_safetensors")
 TEXT_MODEL_ARGUMENTS = ("attn_implementation", "quantization_config")
 
 
@@ -63,6 +67,8 @@ class FastSLMPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """Either form, from a folder or the Hub, in evaluation mode. Arguments are transformers'.
 
+        The folder of an adapter gives the model that it was made for, with the adapter on top.
+
         Of the trained part, `dtype` (default: the configuration's) and a single device in `device_map` are understood
         beside the Hub's arguments, `attn_implementation` and `quantization_config` (of the language model).
 
@@ -70,15 +76,26 @@ class FastSLMPreTrainedModel(PreTrainedModel):
             CheckpointError: weights are missing, unexpected, or of another size than the configuration says.
             WeightsError: the base weights cannot be found or fetched.
         """
-        given = pretrained_model_name_or_path
-        name = "the given state dict" if given is None else os.fspath(given)
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+        given, adapter = _beneath(pretrained_model_name_or_path, hub, kwargs.pop("adapter_kwargs", None) or {})
+        adapter_name = kwargs.pop("adapter_name", None)
+        loaded = cls._from_either(given, hub, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if adapter is not None and not model._hf_peft_config_loaded:
+            model.load_adapter(adapter, adapter_name)
+        return loaded
+
+    @classmethod
+    def _from_either(cls, given: Any, hub: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The checkpoint of that name in whichever form it has."""
+        name = "the given state dict" if given is None else os.fspath(given)
         config = kwargs.get("config")
         if not isinstance(config, FastSLMConfig):
             config = FastSLMConfig.from_pretrained(name if config is None else config, **hub)
         if config.base_encoder is not None or config.base_text_model is not None:
             return cls._from_trained(name, config, hub, **_without(kwargs, {"config", *hub, *VOID_ARGUMENTS}))
         wants_info = kwargs.pop("output_loading_info", False)
+        kwargs["key_mapping"] = {**STORED_NAMES, **(kwargs.get("key_mapping") or {})}
         try:
             loaded: Any = super().from_pretrained(given, *args, output_loading_info=True, **kwargs)
         except RuntimeError as error:
@@ -89,7 +106,11 @@ class FastSLMPreTrainedModel(PreTrainedModel):
                 "saved with them."
             ) from error
         model, info = loaded
-        refuse_differences(name, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+        refuse_differences(
+            name, {stored_key(key) for key in info["missing_keys"]}, info["unexpected_keys"], info["mismatched_keys"]
+        )
+        # Else transformers' saving would turn the names around by itself, and less exactly than ours does.
+        model._weight_conversions = [x for x in model._weight_conversions if x.source_patterns[0] not in STORED_NAMES]
         if model.whisper_decoder is not None and config.base_decoder is None:
             model.whisper_decoder.files = _files_beside(name, hub)
         # transformers gives every parameter that it loads a gradient.
@@ -193,6 +214,7 @@ class FastSLMPreTrainedModel(PreTrainedModel):
         state = _read_weights(name, hub)
         model = cls._on_base(config, dtype, on_meta=True, **kwargs)
         _load_trained(model, state, dtype, name)
+        model.name_or_path = name  # what an adapter says that it was made for
         model.eval()
         if device is not None:
             model.to(device)
@@ -201,7 +223,17 @@ class FastSLMPreTrainedModel(PreTrainedModel):
         return model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """All weights, as transformers saves them. Nothing half-written is ever found under the folder's name."""
+        """All weights, as transformers saves them. Nothing half-written is ever found under the folder's name.
+
+        With an adapter of `add_adapter`'s, that adapter alone, as transformers has it.
+
+        Raises:
+            CheckpointError: PEFT's `get_peft_model` put an adapter on top, which is to be saved there or merged first.
+        """
+        if not self._hf_peft_config_loaded:
+            self._refuse_adapters()
+            state = kwargs.get("state_dict")
+            kwargs["state_dict"] = stored_state(self.state_dict() if state is None else state)
         if kwargs.get("push_to_hub"):
             kwargs.setdefault("repo_id", Path(save_directory).name)
         named = {key: getattr(self.config, key) for key in BASES}
@@ -226,8 +258,10 @@ class FastSLMPreTrainedModel(PreTrainedModel):
             dtype: of the file; by default the parameters' own. The model loads in the dtype that it has now.
 
         Raises:
-            CheckpointError: the configuration names no base weights, or LoRA was merged into them.
+            CheckpointError: the configuration names no base weights, LoRA was merged into them, or there is an adapter
+                of a user's on top.
         """
+        self._refuse_adapters()
         if self.config.base_encoder is None or self.config.base_text_model is None:
             raise CheckpointError(
                 "The configuration names no base weights, which the trained part is completed from: set "
@@ -239,13 +273,22 @@ class FastSLMPreTrainedModel(PreTrainedModel):
                 "LoRA of Whisper's decoder was merged into it, so it can no longer be saved apart: use from_pretrained "
                 "instead of fastslm.load, or save everything with save_pretrained."
             )
-        state = {key: _as(value, dtype).contiguous() for key, value in self.trained_state_dict().items()}
+        state = stored_state(self.trained_state_dict())
+        state = {key: _as(value, dtype).contiguous() for key, value in state.items()}
         self.config.architectures = [type(self).__name__]
         self.config.dtype = str(next(self.get_submodule("hfq_former").parameters()).dtype).removeprefix("torch.")
         with written_beside(save_directory) as folder:
             self.config.save_pretrained(folder)
             self.generation_config.save_pretrained(folder)  # type: ignore[union-attr]
             save_file(state, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+
+    def _refuse_adapters(self) -> None:
+        """Raise where PEFT wraps parts of the model: a checkpoint of ours has no place for what it adds."""
+        if any({"base_layer", "original_module"} & part._modules.keys() for part in self.modules()):
+            raise CheckpointError(
+                "An adapter lies on top of the model: save it with the save_pretrained of PEFT's model, or go on with "
+                "the model that its merge_and_unload returns."
+            )
 
     def trained_state_dict(self) -> dict[str, torch.Tensor]:
         """What the base weights lack, under the state dict's own keys, and the embedding's added rows.
@@ -300,6 +343,22 @@ def written_beside(folder: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _beneath(given: Any, hub: dict[str, Any], adapter_kwargs: dict[str, Any]) -> tuple[Any, str | None]:
+    """Of what was asked for, the model to load and the adapter to put on top, `None` where there is none.
+
+    As transformers' own models find them: a folder that holds a whole model beside an adapter is both.
+    """
+    adapter = adapter_kwargs.get("_adapter_model_path")
+    if adapter is not None or given is None:
+        return given, adapter
+    found = find_adapter_config_file(os.fspath(given), **hub)
+    if found is None:
+        return given, None
+    if (Path(given) / CONFIG_NAME).is_file():
+        return given, os.fspath(given)
+    return json.loads(Path(found).read_text(encoding="utf-8"))["base_model_name_or_path"], os.fspath(given)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -312,11 +371,14 @@ def _without(arguments: dict[str, Any], names: Collection[str]) -> dict[str, Any
 
 @torch.no_grad()
 def _load_trained(model: Any, state: dict[str, torch.Tensor], dtype: torch.dtype, name: str) -> None:
-    expected = model.trained_state_dict()
+    expected = stored_state(model.trained_state_dict())
     mismatched = [key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape]
     refuse_differences(name, expected.keys() - state.keys(), state.keys() - expected.keys(), mismatched)
-    exact = tuple(model._keep_in_fp32_modules_strict)
-    state = {key: _as(value, torch.float32 if key.startswith(exact) else dtype) for key, value in state.items()}
+    exact = tuple(stored_key(key) for key in model._keep_in_fp32_modules_strict)
+    state = {
+        key_in_memory(key): _as(value, torch.float32 if key.startswith(exact) else dtype)
+        for key, value in state.items()
+    }
     if added := model.config.added_embeddings:
         model.get_input_embeddings().weight[-added:] = state.pop(ADDED_INPUT_ROWS)
         if ADDED_OUTPUT_ROWS in state:
@@ -325,12 +387,14 @@ def _load_trained(model: Any, state: dict[str, torch.Tensor], dtype: torch.dtype
 
 
 def read_trained(folder: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """The tensors of a trained part, as `save_trained` wrote them, in float32.
+    """The tensors of a trained part, as `trained_state_dict` names them, in float32.
 
     Raises:
         CheckpointError: there are none, or they are damaged.
     """
-    return {key: _as(value, torch.float32) for key, value in _read_weights(os.fspath(folder), {}).items()}
+    return {
+        key_in_memory(key): _as(value, torch.float32) for key, value in _read_weights(os.fspath(folder), {}).items()
+    }
 
 
 def _as(value: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

@@ -104,7 +104,7 @@ class UnfoldingDecoder(nn.Module):
         self.unfold = Unfolder(config.hfq_config, config.unfolder_layers)
         self.decoder: Any = decoder if decoder is not None else WhisperDecoder._from_config(config.audio_config)
         self.decoder.requires_grad_(False)
-        add_decoder_lora(self.decoder, config, on_meta=self.unfold.place.is_meta)
+        add_decoder_lora(self.decoder, config)
         self.base, self.language = config.base_decoder, config.capabilities.languages[0]
         self.files: tuple[str, dict[str, Any]] | None = None
         self.is_merged = False

@@ -26,7 +26,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from fastslm.errors import CheckpointError, RecipeError
 from fastslm.model.base_weights import check_decoder, grow_embeddings, load_decoder, load_encoder, load_text_model
 from fastslm.model.configuration import FastSLMConfig, HFQFormerConfig
-from fastslm.model.lora import is_lora_key, lora_layers, lora_parameters
+from fastslm.model.lora import is_lora_key, lora_parameters, remove_lora
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor, add_tokens
 from fastslm.model.projectors import CTCEmbeddings
@@ -217,7 +217,7 @@ class Start:
         model, earlier = self.recipe.model, self.earlier
         if self.whole:
             known: Any = FastSLMForConditionalGeneration.from_pretrained(self.recipe.start_from, dtype=dtype)
-            text_model = without_lora(known.language_model)
+            text_model = remove_lora(known.language_model)
             text_model.generation_config = known.generation_config
             return known.encoder, text_model
         names = [
@@ -231,7 +231,7 @@ class Start:
             grow_embeddings(text_model, self.config.added_embeddings)
         else:
             text_model = AutoModelForCausalLM.from_config(self.config.text_config)
-        return encoder.to(dtype), text_model.to(dtype)
+        return encoder.to(dtype), text_model.to(dtype)  # type: ignore[arg-type]
 
     def _check_sizes(self, encoder: Any, text_model: Any) -> None:
         """Sizes that a recipe states beside names must be those of the weights."""
@@ -350,18 +350,6 @@ def parts_of(model: FastSLMForConditionalGeneration) -> dict[str, list[nn.Parame
         "unfolder": [] if decoder is None else list(decoder.unfold.parameters()),
         "decoder_lora": [] if decoder is None else lora_parameters(decoder.decoder),
     }
-
-
-def without_lora(language_model: Any) -> Any:
-    """Take LoRA's wrappers out, in place; nothing is added into the weights beneath."""
-    wrapped = [name for name, module in language_model.named_modules() if module in set(lora_layers(language_model))]
-    for name in wrapped:
-        parent, _, child = name.rpartition(".")
-        layer: Any = language_model.get_submodule(name)
-        setattr(language_model.get_submodule(parent), child, layer.get_base_layer())
-    if hasattr(language_model, "peft_config"):
-        del language_model.peft_config
-    return language_model
 
 
 def text_config_of(base: BaseRecipe) -> Any:
