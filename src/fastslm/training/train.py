@@ -13,6 +13,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -112,7 +113,10 @@ def _train(recipe: Recipe, accelerator: Accelerator, line: StepLine, interruptio
     model = start.build(device)
     loss: Loss = kind(model, start.processor, recipe, cache)
     if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        with warnings.catch_warnings():
+            # transformers 5.23 names its successor, which older ones lack.
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable()
     if state is None:
         own = RowLoader(RowBatches(sources, **bounds), **reading)
         if said := loss.start(sample(sources, START_ROWS, data.max_seconds), iter(own), start.fresh):
@@ -162,10 +166,11 @@ def _train(recipe: Recipe, accelerator: Accelerator, line: StepLine, interruptio
     drawn = iter(loader)
     for step in range(done, steps):
         loss.train()
-        torch.manual_seed(_seed(recipe.seed, step, accelerator.process_index))
         started = time.monotonic()
         prepared = [loss.prepare(next(drawn)) for _ in range(recipe.accumulate)]
         waited = time.monotonic() - started
+        # After the first batch of a run, for which torch's DataLoader draws a number.
+        torch.manual_seed(_seed(recipe.seed, step, accelerator.process_index))
 
         # A step's loss is the mean over all that its micro-batches hold in all processes.
         counts = total(accelerator, _added(own.counts for own in prepared))
