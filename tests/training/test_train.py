@@ -198,6 +198,16 @@ def test_a_batch_that_cannot_hold_the_longest_row_is_refused_before_a_model_is_b
         run(recipe_content)
 
 
+def test_packed_and_augmented_clips_are_rows_like_others(
+    recipe_content: dict[str, Any], elsewhere: dict[str, Any]
+) -> None:
+    recipe_content["data"] |= {"packing": {"silent_ends": 0.5}, "variants": 1, "phrasings": "varied"}
+    elsewhere["data"] |= {"augmentation": {"speeds": [0.9, 1.1]}, "variants": 2}
+    for content in (recipe_content, elsewhere):
+        run({**content, "steps": 1})
+        assert len(losses(content)) == 1
+
+
 @pytest.mark.parametrize("cuts", [True, False])
 def test_rows_without_text_are_refused_before_a_model_is_built(
     recipe_content: dict[str, Any], tmp_path: Path, tone_corpus: Path, monkeypatch: pytest.MonkeyPatch, cuts: bool

@@ -224,17 +224,20 @@ def test_eight_windows_are_learnt_until_they_are_written_back_and_another_clips_
     batch = replace(read, input_features=None, encoder_frames=frames)
     prepared = loss.prepare(batch)
     optimizer = validate_recipe(
-        {**recipe_content, "optimizer": {"rates": {"hfq": 5e-3, "projector": 5e-3, "lora": 1.5e-2}, "warmup_steps": 10}},
+        {
+            **recipe_content,
+            "optimizer": {"rates": {"hfq": 5e-3, "projector": 5e-3, "lora": 1.5e-2}, "warmup_steps": 10},
+        },
         "r",
     ).optimizer
-    steps = 600
+    steps = 200
     optimizers = Optimizers(parts_of(loss.model), optimizer, steps)
     loss.train()
     for step in range(steps):
         mean = loss(prepared)["speech_lm"] / prepared.counts["speech_lm"]
         mean.backward()
         optimizers.step(step)
-        if float(mean.detach()) < 0.004:
+        if float(mean.detach()) < 0.01:
             break
     loss.eval()
     assert loss.write(batch) == [row.answer for row in rows]
