@@ -65,6 +65,7 @@ def train(recipe: Recipe, quiet: bool = False) -> Path:
     """
     accelerator = join(recipe)
     torch.set_num_threads(recipe.threads)
+    disable_progress_bar()  # of transformers, one for each model that is loaded
     line = StepLine(quiet or not accelerator.is_main_process)
     with writing(recipe.out, "the run's folder"):
         recipe.out.mkdir(parents=True, exist_ok=True)
@@ -264,7 +265,6 @@ def _take(model: Any, trained: dict[str, torch.Tensor]) -> None:
 def _export(model: Any, start: Start, recipe: Recipe, folder: Path, summary: dict[str, Any]) -> None:
     """The model and its processor, and what the run was."""
     model.eval()
-    disable_progress_bar()
     with writing(folder, "the trained model"):
         if start.config.base_encoder is not None:
             model.save_trained(folder, dtype=getattr(torch, recipe.export_dtype))
