@@ -8,7 +8,7 @@ import pytest
 from toy_training import ENCODER, TEXT_MODEL
 
 from fastslm.cli import run
-from fastslm.training import recipe as recipes
+from fastslm.training import recipe_file as recipes
 
 loop = importlib.import_module("fastslm.training.train")
 PAPER = Path(__file__).parents[2] / "recipes" / "paper" / "stage1.yaml"

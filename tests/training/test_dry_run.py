@@ -14,7 +14,7 @@ from fastslm.errors import RecipeError
 from fastslm.training.dry_run import _Saved, dry_run
 from fastslm.training.losses.speech_lm import SpeechLM
 from fastslm.training.optimizer import Optimizers
-from fastslm.training.recipe import load_recipe, validate_recipe
+from fastslm.training.recipe_file import load_recipe, validate_recipe
 from fastslm.training.sources import sources_of
 from fastslm.training.starts import Start, parts_of
 

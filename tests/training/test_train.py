@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import fastslm.training.train as train_module
 from fastslm.errors import CheckpointError, FastSLMError, OptionError, TrainingError
 from fastslm.loading import load
-from fastslm.training.recipe import validate_recipe
+from fastslm.training.recipe_file import validate_recipe
 from fastslm.training.train import train
 
 

@@ -15,7 +15,7 @@ from fastslm.errors import RecipeError
 from fastslm.training.losses import loss_class
 from fastslm.training.losses.loss import ctc_sum
 from fastslm.training.losses.token_ctc import choose_kinds
-from fastslm.training.recipe import validate_recipe
+from fastslm.training.recipe_file import validate_recipe
 from fastslm.training.starts import Start, byte_tokenizer
 from fastslm.training.train import train
 

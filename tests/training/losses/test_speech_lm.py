@@ -15,7 +15,8 @@ from fastslm.data.rows import ManifestRows, Row
 from fastslm.errors import RecipeError, TrainingError
 from fastslm.training.losses.speech_lm import IGNORED, SpeechLM, prompt_of
 from fastslm.training.optimizer import Optimizers
-from fastslm.training.recipe import Recipe, validate_recipe
+from fastslm.training.recipe import Recipe
+from fastslm.training.recipe_file import validate_recipe
 from fastslm.training.starts import Start, parts_of
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "commonvoice" / "validation.jsonl"
