@@ -11,13 +11,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
     WhisperConfig,
     WhisperFeatureExtractor,
 )
@@ -26,13 +22,14 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from fastslm.errors import CheckpointError, RecipeError
 from fastslm.model.base_weights import check_decoder, grow_embeddings, load_decoder, load_encoder, load_text_model
 from fastslm.model.configuration import FastSLMConfig, HFQFormerConfig
-from fastslm.model.lora import is_lora_key, lora_layers, lora_parameters
+from fastslm.model.lora import is_lora_key, lora_parameters
 from fastslm.model.modeling import FastSLMForConditionalGeneration
-from fastslm.model.processing import FastSLMProcessor, add_tokens
+from fastslm.model.processing import FastSLMProcessor
 from fastslm.model.projectors import CTCEmbeddings
 from fastslm.model.saving import ADDED_INPUT_ROWS, ADDED_OUTPUT_ROWS, is_trained_key
 from fastslm.prompts import AUDIO_TOKEN
-from fastslm.training.recipe import BaseRecipe, Recipe
+from fastslm.training.bases import processor_of, text_config_of, without_lora
+from fastslm.training.recipe import Recipe
 from fastslm.weights import resolve
 
 # A part of the state dict that starts with this is taken over from a checkpoint as a whole, or starts anew as a whole.
@@ -275,19 +272,6 @@ class Start:
                 raise CheckpointError(f"start_from {folder} lacks {key}, which its configuration describes.")
 
 
-def processor_of(recipe: Recipe, n_mels: int) -> FastSLMProcessor:
-    """The processor of a model whose language model the recipe names."""
-    model = recipe.model
-    assert model.text_model is not None
-    return FastSLMProcessor(
-        WhisperFeatureExtractor(feature_size=n_mels),
-        _tokenizer(model.text_model),
-        tokens_per_window=model.hfq.final_tokens,
-        mel_mode=model.mel_mode,
-        prompt_layout=model.prompt_layout,
-    )
-
-
 def own_config(recipe: Recipe, audio: WhisperConfig, text: Any, **kwargs: Any) -> FastSLMConfig:
     """A model's configuration from a recipe and those of its base models.
 
@@ -350,48 +334,6 @@ def parts_of(model: FastSLMForConditionalGeneration) -> dict[str, list[nn.Parame
         "unfolder": [] if decoder is None else list(decoder.unfold.parameters()),
         "decoder_lora": [] if decoder is None else lora_parameters(decoder.decoder),
     }
-
-
-def without_lora(language_model: Any) -> Any:
-    """Take LoRA's wrappers out, in place; nothing is added into the weights beneath."""
-    wrapped = [name for name, module in language_model.named_modules() if module in set(lora_layers(language_model))]
-    for name in wrapped:
-        parent, _, child = name.rpartition(".")
-        layer: Any = language_model.get_submodule(name)
-        setattr(language_model.get_submodule(parent), child, layer.get_base_layer())
-    if hasattr(language_model, "peft_config"):
-        del language_model.peft_config
-    return language_model
-
-
-def text_config_of(base: BaseRecipe) -> Any:
-    """The configuration of a language model, from the recipe or from its weights."""
-    if base.config is None:
-        return AutoConfig.from_pretrained(resolve(base.name or ""))
-    given = dict(base.config)
-    kind = given.pop("model_type", None)
-    if kind is None:
-        raise RecipeError("model.text_model.config has no model_type; name it as transformers does, such as qwen3.")
-    try:
-        return AutoConfig.for_model(kind, **given)
-    except ValueError as error:
-        raise RecipeError(f"model.text_model.config: {str(error).splitlines()[0]}") from None
-
-
-def _tokenizer(base: BaseRecipe) -> Any:
-    name = base.name or base.tokenizer
-    return add_tokens(byte_tokenizer() if name is None else AutoTokenizer.from_pretrained(resolve(name)))
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each byte, so that any text of any language can be written; for language models that are toys."""
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    letters = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    tokenizer.add_special_tokens(special)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
 
 
 def _read_config(folder: Path) -> FastSLMConfig:

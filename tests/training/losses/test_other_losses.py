@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from fastslm.data.loading import _Reading
 from fastslm.data.rows import ManifestRows
 from fastslm.errors import RecipeError
+from fastslm.training.bases import byte_tokenizer
 from fastslm.training.losses import loss_class
 from fastslm.training.losses.loss import ctc_sum
 from fastslm.training.losses.token_ctc import choose_kinds
 from fastslm.training.recipe_file import validate_recipe
-from fastslm.training.starts import Start, byte_tokenizer
+from fastslm.training.starts import Start
 from fastslm.training.train import train
 
 CTC_EMBEDDINGS = {
