@@ -79,6 +79,14 @@ def test_a_rows_loss_is_that_of_itself_alone_whatever_rows_are_beside_it(recipe_
     assert pair == pytest.approx(alone[4] + alone[0], rel=1e-5)
 
 
+def test_fifteen_minutes_are_thirty_windows_of_fifty_places(recipe_content: dict[str, Any]) -> None:
+    loss = loss_of(recipe_content)
+    row = replace(rows_of(loss.recipe)[0], windows=30, seconds=900.0)
+    prepared = loss.prepare(RowBatch([row], [30], None, None, {}))
+    assert int((prepared.inputs["input_ids"] == loss.model.config.audio_token_id).sum()) == 1500
+    assert prepared.tokens < 1500 + 150
+
+
 class _Twice:
     """A recording after 28 s of silence, so that it lies in two windows."""
 
