@@ -222,7 +222,7 @@ class Start:
             for key, given in (("base_encoder", model.encoder), ("base_text_model", model.text_model))
         ]
         torch.manual_seed(self.recipe.seed)
-        encoder = load_encoder(names[0], dtype) if names[0] else WhisperEncoder._from_config(self.audio_config)
+        encoder: Any = load_encoder(names[0], dtype) if names[0] else WhisperEncoder._from_config(self.audio_config)
         if names[1]:
             text_model = load_text_model(names[1], dtype)
             grow_embeddings(text_model, self.config.added_embeddings)
