@@ -161,3 +161,53 @@ def test_labels_that_have_no_place_are_refused_before_anything_is_heard(
     monkeypatch.setattr("fastslm.evaluation.baselines.load_whisper", lambda *_: pytest.fail("it was loaded"))
     assert data("label", manifest, tmp_path / "none" / "out.jsonl") == 2
     assert "choose another place" in capsys.readouterr().err
+
+
+def test_a_manifest_becomes_cuts_which_are_composed_given_tasks_and_become_a_manifest(
+    manifest: Path, tmp_path: Path, capsys: Any
+) -> None:
+    assert data("convert", manifest, tmp_path / "cuts.jsonl.gz") == 0
+    assert (
+        data("compose", tmp_path / "cuts.jsonl.gz", tmp_path / "long.jsonl", "--minutes", "0.5-1.5", "--count", 2) == 0
+    )
+    assert data("synthesize", tmp_path / "long.jsonl", tmp_path / "tasks.jsonl", "--tasks", "transcribe,ask") == 0
+    assert data("convert", tmp_path / "tasks.jsonl", tmp_path / "back.jsonl", "--json") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"{tmp_path / 'cuts.jsonl.gz'}: 11 cuts"
+    assert said[1].startswith(f"{tmp_path / 'long.jsonl'}: 2 compositions of ")
+    assert said[2].startswith(f"{tmp_path / 'tasks.jsonl'}: 6 rows: ask 4 (4 synthetic)")
+    assert json.loads(said[3]) == {"out": str(tmp_path / "back.jsonl"), "kind": "manifest", "rows": 6}
+    clips = read_manifest(tmp_path / "back.jsonl")
+    assert {clip.task for clip in clips} == {"transcribe", "ask"}
+    assert len(clips[0].pieces) > 1
+    assert data("validate", "--quick", tmp_path / "back.jsonl") == 0
+
+
+def test_a_shar_folder_is_written_and_read(manifest: Path, tmp_path: Path, capsys: Any) -> None:
+    assert data("convert", manifest, tmp_path / "shar", "--shar") == 0
+    assert sorted(path.name for path in (tmp_path / "shar").iterdir()) == [
+        "cuts.000000.jsonl.gz",
+        "recording.000000.tar",
+    ]
+    assert data("convert", tmp_path / "shar", tmp_path / "back.jsonl") == 0
+    assert [clip.id for clip in read_manifest(tmp_path / "back.jsonl")] == [str(i) for i in range(10)] + ["rain"]
+    capsys.readouterr()
+    assert data("convert", tmp_path / "shar", tmp_path / "again", "--shar") == 2
+    assert "holds cuts, which lhotse writes as Shar" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["convert", "none.jsonl", "out.jsonl"], "there is no such manifest"),
+        (["convert", "nowhere/cuts.jsonl.gz", "out.jsonl"], "does not exist"),
+        (["compose", "nowhere/cuts.jsonl.gz", "out.jsonl"], "does not exist"),
+    ],
+)
+def test_a_corpus_that_is_not_there_is_one_sentence(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert data(*arguments) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -5,9 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
+from toy_training import ENCODER, TEXT_MODEL
 
 from fastslm.cli import run
-from fastslm.training import recipe as recipes
+from fastslm.training import recipe_file as recipes
 
 loop = importlib.import_module("fastslm.training.train")
 PAPER = Path(__file__).parents[2] / "recipes" / "paper" / "stage1.yaml"
@@ -49,9 +50,15 @@ def test_ctrl_c_leaves_with_130(caught, monkeypatch, capsys) -> None:
     assert capsys.readouterr().err == "\nfastslm: stopped.\n"
 
 
-def test_a_dry_run_of_the_paper_says_what_it_needs_and_trains_nothing(monkeypatch, capsys) -> None:
+def test_a_dry_run_says_what_a_recipe_needs_and_trains_nothing(monkeypatch, capsys) -> None:
     monkeypatch.setattr(loop, "train", lambda recipe: pytest.fail("it trained"))
-    assert run(["train", str(PAPER), "--dry-run", "--processes", "8", "--json"]) == 0
+    command = ["train", str(PAPER), "--dry-run", "--processes", "8", "--tflops", "100"]
+    for part, sizes in (("encoder", ENCODER), ("text_model", TEXT_MODEL)):
+        command += ["--set", f"model.{part}={json.dumps({'config': sizes})}"]
+    command += ["--set", "model.hfq.head_size=16"]
+    assert run([*command, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["parameters"]["hfq"] == [52_861_440, 52_861_440]
+    assert found["rows"] == 16 * 8 * 16
     assert found["hours"] > 0
+    assert run(command) == 0
+    assert "hours at 100 TFLOP/s on each of 8" in capsys.readouterr().out

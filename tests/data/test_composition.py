@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lhotse import CutSet
 
-from fastslm.data.composition import GROUPINGS, PAUSE_RANGE, Composing, compose, minutes_range
+from fastslm.data.composition import GROUPINGS, PAUSE_RANGE, Composing, compose, compose_cuts, minutes_range
+from fastslm.data.conversion import manifest_to_cuts, write_cuts
+from fastslm.data.cut_audio import CutSound, duration_of, known_of, sounding
+from fastslm.data.cuts import read_rows, read_sounds
 from fastslm.data.manifest import Clip, read_manifest, write_manifest
 from fastslm.errors import ManifestError, OptionError
 
@@ -170,3 +174,52 @@ def test_minutes_are_read_from_words() -> None:
     for wrong in ("15", "a-b", "1-", ""):
         with pytest.raises(OptionError, match="no range of minutes"):
             minutes_range(wrong)
+
+
+@pytest.fixture
+def cuts(make_manifest: Any, tmp_path: Path) -> list[CutSound]:
+    """Eight cuts of two speakers, of 4 to 11 s, each with a translation of its own."""
+    manifest = make_manifest([4.0 + i for i in range(8)], translation="salut", target_language="fr")
+    manifest_to_cuts(manifest, tmp_path / "cuts.jsonl")
+    return read_sounds(tmp_path / "cuts.jsonl")
+
+
+@pytest.mark.parametrize("by", GROUPINGS)
+def test_cuts_are_composed_as_their_clips_are(cuts: list[CutSound], tmp_path: Path, by: str) -> None:
+    composing = Composing(by, (0.1, 0.7), count=2, seed=3)
+    made = compose_cuts(cuts, composing, embed=by_first_word)
+    wanted = compose(read_manifest(tmp_path / "m.jsonl"), composing, tmp_path, embed=by_first_word)
+    for cut, row in zip(made, wanted, strict=True):
+        assert cut["id"] == row["id"]
+        assert [own["id"] for _, own in sounding(cut)] == [segment["id"] for segment in row["segments"]]
+        assert [start for start, _ in sounding(cut)] == pytest.approx([s["start"] for s in row["segments"]], abs=1e-3)
+        assert duration_of(cut) == pytest.approx(row["duration"], abs=1e-3)
+        assert known_of(cut)["text"] == row["text"]
+        assert "translation" not in known_of(cut), "which is that of one piece"
+    assert compose_cuts(cuts, composing, embed=by_first_word) == made
+
+
+def test_a_composed_cut_refers_to_its_audio_and_sounds_like_the_composition_of_the_clips(
+    cuts: list[CutSound], tmp_path: Path
+) -> None:
+    composing = Composing("random", (0.5, 1.1), count=1, seed=1)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    write_cuts(tmp_path / "long.jsonl", compose_cuts(cuts, composing))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "long.jsonl"])
+    (row,) = read_rows(tmp_path / "long.jsonl").epoch([0, 0], 0)
+    (wanted,) = compose(read_manifest(tmp_path / "m.jsonl"), composing, tmp_path)
+    clip = Clip.model_validate(wanted)
+    clip._folder = tmp_path
+    wave = np.concatenate(list(row.waveforms()))[: row.samples]
+    assert np.abs(wave - clip.read()[: len(wave)]).max() < 1e-4
+    found = CutSet.from_file(tmp_path / "long.jsonl")[0]
+    assert found.load_audio().shape == (1, row.samples)
+
+
+def test_what_cannot_be_composed_of_cuts_is_one_sentence(cuts: list[CutSound], make_manifest: Any) -> None:
+    composing = Composing("random", (0.1, 0.7), count=1)
+    with pytest.raises(ManifestError, match="Two cuts have the same id"):
+        compose_cuts([*cuts, cuts[0]], composing)
+    long = [CutSound(own, cuts[0].folder) for own in compose_cuts(cuts, composing)]
+    with pytest.raises(ManifestError, match="is a composition already"):
+        compose_cuts(long, composing)

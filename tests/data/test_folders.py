@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fastslm.data.folders import common_voice_rows, librispeech_rows, seconds_of
+from fastslm.data.corpora import common_voice_rows, librispeech_rows, seconds_of
 from fastslm.errors import AudioError, ManifestError
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from fastslm.data.conversion import manifest_to_cuts, write_cuts
+from fastslm.data.cuts import read_rows, read_sounds
 from fastslm.data.manifest import Clip, read_manifest, write_manifest
 from fastslm.data.spoken import window_texts
 from fastslm.data.tasks import (
@@ -17,6 +19,7 @@ from fastslm.data.tasks import (
     TRANSLATE,
     ordinal,
     synthesize,
+    synthesize_cuts,
     tally,
     task_row,
 )
@@ -239,3 +242,18 @@ def test_phrasings_hold_what_is_filled_in_and_differ() -> None:
         assert all(phrasing.count(placeholder) == 1 for phrasing in phrasings)
     for phrasings in (TRANSCRIBE, TRANSLATE, SUMMARIZE, KEYWORDS, CONTINUATION, HALF_MINUTE):
         assert len(set(phrasings)) == len(phrasings) >= 3
+
+
+def test_cuts_are_given_the_tasks_that_their_clips_are_given(make_manifest: Any, tmp_path: Path) -> None:
+    manifest = make_manifest([14.0, 45.0, 2.0], translation="salut", target_language="fr", accent="welsh")
+    manifest_to_cuts(manifest, tmp_path / "cuts.jsonl")
+    wanted = synthesize(read_manifest(manifest), tmp_path, seed=4)
+    write_cuts(tmp_path / "tasks.jsonl", synthesize_cuts(read_sounds(tmp_path / "cuts.jsonl"), seed=4))
+    found = {row.id: row for row in read_rows(tmp_path / "tasks.jsonl").epoch([0, 0], 0)}
+    assert len(found) == len(wanted)
+    for row in wanted:
+        own = found[row["id"]]
+        assert (own.task, own.instruction, own.answer) == (row["task"], row["instruction"], row["answer"])
+        assert own.language == ("fr" if row["task"] == "translate" else "en")
+    assert {len(list(found[f"m{i}/0"].waveforms())) for i in (0, 2)} == {1}
+    assert '"accent": "welsh"' in (tmp_path / "tasks.jsonl").read_text()

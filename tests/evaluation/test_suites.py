@@ -238,7 +238,7 @@ class _Listening(FastSLMSystem):
     """Notes what a system says."""
 
     def __init__(self, system: FastSLMSystem, texts: list[str]):
-        super().__init__(system.model, system.reader, system.max_new_tokens)
+        super().__init__(system.model, system.decoder, system.max_new_tokens)
         self.texts = texts
 
     def reply(self, task, recordings):

@@ -26,7 +26,7 @@ from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.parity import ParityCase, authors_batch_forward, verify_case
 from fastslm.prompts import build_content
 from fastslm.training.dry_run import meta_config
-from fastslm.training.recipe import load_recipe
+from fastslm.training.recipe_file import load_recipe
 
 ROOT = Path(__file__).parents[2]
 SELECTIONS = ("mel.full", "mel.first50", "mel.last7", "mel.at10_20", "mel.stats", "mel_windows.stats")

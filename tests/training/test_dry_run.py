@@ -14,7 +14,7 @@ from fastslm.errors import RecipeError
 from fastslm.training.dry_run import _Saved, dry_run
 from fastslm.training.losses.speech_lm import SpeechLM
 from fastslm.training.optimizer import Optimizers
-from fastslm.training.recipe import load_recipe, validate_recipe
+from fastslm.training.recipe_file import load_recipe, validate_recipe
 from fastslm.training.sources import sources_of
 from fastslm.training.starts import Start, parts_of
 
@@ -72,10 +72,20 @@ def test_the_papers_first_stage_is_counted_without_any_data_or_weights() -> None
     assert said.weights == pytest.approx(2 * (636_968_960 + 4_022_468_096) + 4 * trained)
     assert said.optimizer == 2 * said.gradients == 8 * trained
     assert said.activations_checkpointed < said.activations / 3
-    shared = dry_run(recipe, processes=8, sharded=True, tflops=350)
-    assert shared.weights == pytest.approx(said.weights / 8, abs=8)
-    assert shared.activations == said.activations
     assert "hours at 350 TFLOP/s" in said.as_text()
+
+
+def test_what_is_shared_out_is_divided_and_what_is_not_is_not(recipe_content: dict[str, Any]) -> None:
+    recipe_content |= {"average": 0.9}
+    recipe_content["data"]["batch_rows"] = 8
+    recipe = validate_recipe(recipe_content, "r")
+    alone, four, shared = dry_run(recipe), dry_run(recipe, processes=4), dry_run(recipe, processes=4, sharded=True)
+    for name in ("weights", "gradients", "optimizer", "average"):
+        assert getattr(shared, name) == pytest.approx(getattr(four, name) / 4, abs=4), name
+        assert getattr(four, name) == getattr(alone, name), name
+    assert shared.activations == four.activations < alone.activations / 3
+    assert four.rows == alone.rows == 8
+    assert four.flops == pytest.approx(alone.flops, rel=0.1)
 
 
 def test_a_base_model_whose_sizes_are_nowhere_is_said(recipe_content: dict[str, Any]) -> None:

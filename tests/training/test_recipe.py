@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from fastslm.errors import RecipeError
-from fastslm.training.recipe import load_recipe, require_files, validate_recipe
+from fastslm.training.recipe_file import load_recipe, require_files, validate_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

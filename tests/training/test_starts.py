@@ -9,8 +9,9 @@ import torch
 
 from fastslm.model.authors import authors_state_dict, import_authors
 from fastslm.model.modeling import FastSLMForConditionalGeneration
-from fastslm.training.recipe import validate_recipe
-from fastslm.training.starts import Start, byte_tokenizer, parts_of
+from fastslm.training.bases import byte_tokenizer
+from fastslm.training.recipe_file import validate_recipe
+from fastslm.training.starts import Start, parts_of
 from fastslm.training.train import train
 
 

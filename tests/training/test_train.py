@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import fastslm.training.train as train_module
 from fastslm.errors import CheckpointError, FastSLMError, OptionError, TrainingError
 from fastslm.loading import load
-from fastslm.training.recipe import validate_recipe
+from fastslm.training.recipe_file import validate_recipe
 from fastslm.training.train import train
 
 
@@ -196,6 +196,16 @@ def test_a_batch_that_cannot_hold_the_longest_row_is_refused_before_a_model_is_b
     monkeypatch.setattr(train_module.Start, "build", lambda *_: pytest.fail("a model was built"))
     with pytest.raises(OptionError, match="raise batch_seconds to at least 30"):
         run(recipe_content)
+
+
+def test_packed_and_augmented_clips_are_rows_like_others(
+    recipe_content: dict[str, Any], elsewhere: dict[str, Any]
+) -> None:
+    recipe_content["data"] |= {"packing": {"silent_ends": 0.5}, "variants": 1, "phrasings": "varied"}
+    elsewhere["data"] |= {"augmentation": {"speeds": [0.9, 1.1]}, "variants": 2}
+    for content in (recipe_content, elsewhere):
+        run({**content, "steps": 1})
+        assert len(losses(content)) == 1
 
 
 @pytest.mark.parametrize("cuts", [True, False])

@@ -1,4 +1,4 @@
-"""`fastslm data`: manifests looked through, imported, composed, turned into tasks, mixed."""
+"""`fastslm data`: manifests and Lhotse cuts looked through, imported, converted, composed, turned into tasks, mixed."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,9 +10,17 @@ from fastslm.cli.options import Device, DType, refuse_overwriting
 from fastslm.cli.printing import print_json, print_text, say
 from fastslm.errors import OptionError
 
-app = typer.Typer(no_args_is_help=True, help="Training data: validate, import, compose, label, synthesize, mix.")
+app = typer.Typer(no_args_is_help=True, help="Training data: import, validate, convert, compose …")
 
 Manifest = Annotated[Path, typer.Argument(metavar="MANIFEST", help="JSONL with one clip a line.", show_default=False)]
+Clips = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MANIFEST",
+        help="JSONL with one clip a line, a file of Lhotse cuts, or a Shar folder.",
+        show_default=False,
+    ),
+]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The manifest to write.", show_default=False)]
 Seed = Annotated[int, typer.Option(min=0, help="Decides everything that is drawn.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
@@ -77,8 +85,7 @@ def import_command(
     as_json: AsJson = False,
 ) -> None:
     """Write a manifest of a corpus on disk. Of hf, the audio goes to tar shards beside it."""
-    from fastslm.data.importing import import_corpus
-    from fastslm.data.parquet import Columns
+    from fastslm.data.corpora import Columns, import_corpus
 
     faults: list[str] = []
 
@@ -103,8 +110,34 @@ def import_command(
 
 
 @app.command()
+def convert(
+    source: Clips,
+    out: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="Cuts (.jsonl or .jsonl.gz), a folder, or a manifest.", show_default=False),
+    ],
+    shar: Annotated[bool, typer.Option("--shar", help="Write a Shar folder: cuts and their audio, in shards.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn a JSONL manifest into Lhotse cuts, and cuts into a manifest. Audio stays where it is, if it can be named."""
+    from fastslm.data.conversion import cuts_to_manifest, manifest_to_cuts, manifest_to_shar
+    from fastslm.data.cuts import holds_cuts
+
+    refuse_overwriting(out, [source])
+    from_cuts = holds_cuts(source)
+    if from_cuts and shar:
+        raise OptionError(f"{source} holds cuts, which lhotse writes as Shar: lhotse shar export {source} {out}.")
+    write = cuts_to_manifest if from_cuts else manifest_to_shar if shar else manifest_to_cuts
+    with progress_bar(out.name) as show:
+        count = write(source, out, lambda done: show(done, None, f"{done} cuts"))
+    kind = "manifest" if from_cuts else "shar" if shar else "cuts"
+    said = f"{out}: {count} {'clips' if from_cuts else 'cuts'}"
+    _say({"out": str(out), "kind": kind, "rows": count}, said, as_json)
+
+
+@app.command()
 def compose(
-    manifest: Manifest,
+    manifest: Clips,
     out: Out,
     by: Annotated[str, typer.Option(help="random, speaker or semantic.")] = "random",
     minutes: Annotated[str, typer.Option(help="The shortest and the longest, as 1-15.")] = "1-15",
@@ -117,13 +150,14 @@ def compose(
     as_json: AsJson = False,
 ) -> None:
     """Compose long recordings of a manifest's clips, as references into their audio."""
-    from fastslm.data.composition import Composing, compose, minutes_range
+    from fastslm.data.composition import Composing, compose, compose_cuts, minutes_range
+    from fastslm.data.conversion import write_cuts
+    from fastslm.data.cut_audio import duration_of, sounding
+    from fastslm.data.cuts import holds_cuts, read_sounds
     from fastslm.data.manifest import read_manifest, write_manifest
 
     refuse_overwriting(out, [manifest, *([needles] if needles else [])])
     composing = Composing(by, minutes_range(minutes), count, seed)
-    clips = read_manifest(manifest)
-    hidden = read_manifest(needles) if needles is not None else []
     embed = None
     if by == "semantic":
         from transformers.utils import logging
@@ -132,19 +166,30 @@ def compose(
 
         logging.disable_progress_bar()
         embed = sentence_embeddings
-    rows = compose(clips, composing, out.resolve().parent, needles=hidden, embed=embed)
-    write_manifest(out, rows)
-    pieces = sum(len(row["segments"]) for row in rows)
-    seconds = sum(row["duration"] for row in rows)
-    report = {"manifest": str(out), "compositions": len(rows), "pieces": pieces, "hours": round(seconds / 3600, 4)}
-    _say(report, f"{out}: {len(rows)} compositions of {pieces} pieces, {seconds / 3600:.2f} hours", as_json)
+    if holds_cuts(manifest):
+        hidden_cuts = read_sounds(needles) if needles is not None else []
+        cuts = compose_cuts(read_sounds(manifest), composing, needles=hidden_cuts, embed=embed)
+        write_cuts(out, cuts)
+        pieces, seconds = sum(len(sounding(cut)) for cut in cuts), sum(duration_of(cut) for cut in cuts)
+    else:
+        hidden = read_manifest(needles) if needles is not None else []
+        rows = compose(read_manifest(manifest), composing, out.resolve().parent, needles=hidden, embed=embed)
+        write_manifest(out, rows)
+        pieces = sum(len(row["segments"]) for row in rows)
+        seconds = sum(row["duration"] for row in rows)
+    report = {"manifest": str(out), "compositions": count, "pieces": pieces, "hours": round(seconds / 3600, 4)}
+    _say(report, f"{out}: {count} compositions of {pieces} pieces, {seconds / 3600:.2f} hours", as_json)
 
 
 @app.command()
 def synthesize(
     manifest: Annotated[
         Path,
-        typer.Argument(metavar="MANIFEST", help="JSONL with a clip a line; with --tts, text.", show_default=False),
+        typer.Argument(
+            metavar="MANIFEST",
+            help="JSONL with a clip a line, Lhotse cuts or a Shar folder; with --tts, text.",
+            show_default=False,
+        ),
     ],
     out: Out,
     tasks: Annotated[
@@ -169,16 +214,24 @@ def synthesize(
             raise OptionError("Tasks and questions are made of clips, and --tts only speaks text: leave them out.")
         _speak(manifest, out, seed, as_json)
         return
+    from fastslm.data.conversion import write_cuts
+    from fastslm.data.cut_audio import sounding
+    from fastslm.data.cuts import holds_cuts, read_sounds
     from fastslm.data.manifest import read_manifest, write_manifest
-    from fastslm.data.tasks import QUESTIONS, synthesize, tally
+    from fastslm.data.tasks import QUESTIONS, synthesize, synthesize_cuts, tally
     from fastslm.prompts import TASKS
 
     wanted = list(TASKS) if tasks is None else [task.strip() for task in tasks.split(",") if task.strip()]
     if not wanted:
         raise OptionError("No task is asked for: name some by --tasks, such as transcribe,ask.")
     count = QUESTIONS if questions is None else questions
-    rows = synthesize(read_manifest(manifest), out.resolve().parent, wanted, seed, count)
-    write_manifest(out, rows)
+    if holds_cuts(manifest):
+        cuts = synthesize_cuts(read_sounds(manifest), wanted, seed, count)
+        write_cuts(out, cuts)
+        rows = [sounding(cut)[0][1]["custom"] for cut in cuts]
+    else:
+        rows = synthesize(read_manifest(manifest), out.resolve().parent, wanted, seed, count)
+        write_manifest(out, rows)
     counts = tally(rows)
     parts = (
         f"{task} {sum(k.values())} ({', '.join(f'{n} {kind}' for kind, n in k.items())})" for task, k in counts.items()

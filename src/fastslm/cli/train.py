@@ -29,7 +29,7 @@ def train(
 
     Several processes train as one: accelerate launch -m fastslm train RECIPE.
     """
-    from fastslm.training.recipe import load_recipe
+    from fastslm.training.recipe_file import load_recipe
 
     checked = load_recipe(recipe, overrides or [], look_for_files=not dry_run)
     if dry_run:

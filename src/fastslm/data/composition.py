@@ -4,18 +4,22 @@ A composition is a row whose `segments` each name their clip's audio, their star
 what lies between two of them is a pause. Windows are cut every 30 s from the start of the whole, so a window, and with
 it an encoder's features, changes if any piece, pause or order before its end does, and not with what follows. Features
 of a piece that was encoded alone are of no use to it: pieces start anywhere in a window, not on its edge.
+
+Lhotse cuts are composed in the same way (`compose_cuts`): by `cut.append`, with the pauses as padding.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastslm.audio import SAMPLE_RATE, WINDOW_SECONDS
-from fastslm.data.manifest import Clip
+from fastslm.data.conversion import clip_of_cut
+from fastslm.data.cut_audio import Cut, CutSound, sounding
+from fastslm.data.manifest import KNOWN, Clip
 from fastslm.data.packing import refuse_long
 from fastslm.errors import ManifestError, OptionError
 
@@ -97,6 +101,74 @@ def compose(
         ManifestError: clips too long, without text, or too few for the shortest composition; missing audio.
         OptionError: `semantic` without `embed`.
     """
+    return [_row(plan, composing.by, folder) for plan in plans(clips, composing, needles=needles, embed=embed)]
+
+
+def compose_cuts(
+    cuts: Sequence[CutSound],
+    composing: Composing,
+    *,
+    needles: Sequence[CutSound] = (),
+    embed: Embed | None = None,
+) -> list[Cut]:
+    """Cuts of several cuts, by reference. Arguments and errors as of `compose`; also:
+
+    Raises:
+        ManifestError: two cuts have one id, or a composition would have several sampling rates.
+    """
+    from lhotse.cut.set import deserialize_cut
+
+    def known(sounds: Sequence[CutSound]) -> list[Clip]:
+        return [clip_of_cut(own.cut, own.folder) for own in sounds]
+
+    for own in cuts:
+        if own.cut["type"] == "MixedCut":
+            raise ManifestError(f"The cut {own.cut['id']} is a composition already; give the cuts that it is made of.")
+    sounds = {own.cut["id"]: own for own in [*cuts, *needles]}
+    if len(sounds) < len(cuts) + len(needles):
+        raise ManifestError("Two cuts have the same id; give every cut its own.")
+    found: list[Cut] = []
+    for plan in plans(known(cuts), composing, needles=known(needles), embed=embed):
+        whole: Any = None
+        for piece, pause in zip(plan.pieces, [0.0, *plan.pauses], strict=True):
+            cut: Any = deserialize_cut(sounds[piece.id].by_reference())
+            # What is known of a piece does not hold for the whole.
+            cut.custom = {key: value for key, value in (cut.custom or {}).items() if key not in KNOWN} or None
+            if whole is None:
+                whole = cut
+                continue
+            if cut.sampling_rate != whole.sampling_rate:
+                raise ManifestError(
+                    f"The cuts {plan.pieces[0].id} and {piece.id} are of {whole.sampling_rate} and {cut.sampling_rate} "
+                    "Hz, which lhotse does not append; give cuts of one rate (CutSet.resample)."
+                )
+            if pause:
+                whole = whole.pad(duration=whole.duration + pause, preserve_id=True)
+            whole = whole.append(cut, preserve_id="left")
+        raw: Cut = whole.to_dict() | {"id": plan.name}
+        for number, track in enumerate(raw.get("tracks", ())):
+            if track["type"] == "PaddingCut":
+                track["cut"]["id"] = f"{plan.name}-pause-{number}"  # lhotse draws another one each time
+        _, first = sounding(raw)[0]
+        slots = plan.needle.slots if plan.needle is not None else None
+        first["custom"] = (first.get("custom") or {}) | {"composed": composing.by} | ({"slots": slots} if slots else {})
+        found.append(raw)
+    return found
+
+
+class Plan(NamedTuple):
+    """A composition: its pieces, the pause before each but the first, and which of them is the needle."""
+
+    name: str
+    pieces: list[Clip]
+    pauses: list[float]
+    needle: Clip | None
+
+
+def plans(
+    clips: Sequence[Clip], composing: Composing, *, needles: Sequence[Clip] = (), embed: Embed | None = None
+) -> Iterator[Plan]:
+    """Which clips make which composition. Arguments and errors as of `compose`."""
     refuse_long([*clips, *needles])
     _refuse_unusable(clips)
     groups = _groups(clips, composing)
@@ -106,7 +178,6 @@ def compose(
     names = sorted(groups)
     weights = np.array([sum(clips[i].duration for i in groups[name]) for name in names])
     unused: dict[str, list[int]] = {name: [] for name in names}
-    rows: list[dict[str, Any]] = []
     for number in range(composing.count):
         rng = np.random.default_rng([composing.seed, number])
         name = names[int(rng.choice(len(names), p=weights / weights.sum()))]
@@ -119,8 +190,7 @@ def compose(
         pieces = [clips[i] for i in chosen]
         if needle is not None:
             pieces.insert(int(rng.integers(len(pieces) + 1)), needle)
-        rows.append(_row(f"{composing.by}-{composing.seed}-{number:05d}", pieces, pauses, composing.by, folder, needle))
-    return rows
+        yield Plan(f"{composing.by}-{composing.seed}-{number:05d}", pieces, pauses, needle)
 
 
 def _refuse_unusable(clips: Sequence[Clip]) -> None:
@@ -216,9 +286,8 @@ def _pause(rng: np.random.Generator) -> float:
     return round(min(max(seconds, PAUSE_RANGE[0]), PAUSE_RANGE[1]), 2)
 
 
-def _row(
-    name: str, pieces: Sequence[Clip], pauses: Sequence[float], by: str, folder: Path, needle: Clip | None
-) -> dict[str, Any]:
+def _row(plan: Plan, by: str, folder: Path) -> dict[str, Any]:
+    name, pieces, pauses, needle = plan
     segments: list[dict[str, Any]] = []
     at = 0
     for piece, pause in zip(pieces, [0.0, *pauses], strict=True):

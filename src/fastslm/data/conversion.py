@@ -160,6 +160,14 @@ def cut_of_clip(clip: Clip) -> Cut:
     return {"id": clip.id, "tracks": tracks, "type": "MixedCut"}
 
 
+def clip_of_cut(cut: Cut, folder: Path) -> Clip:
+    """What a manifest's line would say of a cut. Its audio is the cut's alone to name: the clip cannot be read."""
+    row = _described(cut, {"audio": {"path": cut["id"]}})
+    clip = Clip.model_validate(row)
+    clip._folder, clip._where = folder, "cuts"
+    return clip
+
+
 def _mono_cut(name: str, recording: dict[str, Any], duration: float) -> Cut:
     seconds = min(duration, recording["duration"])
     cut = {"id": name, "start": 0.0, "duration": seconds, "channel": 0, "supervisions": [], "recording": recording}

@@ -47,6 +47,14 @@ def read_rows(path: Path, task: str | None = None) -> Rows:
     return CutRows(path, task) if holds_cuts(path) else ManifestRows(path, task)
 
 
+def read_sounds(path: Path) -> list[CutSound]:
+    """All cuts of a file or a Shar folder, whether or not there is anything to learn from them.
+
+    Errors are those of `CutRows`.
+    """
+    return list(CutRows(path, lenient=True).sounds())
+
+
 def holds_cuts(path: Path) -> bool:
     """Whether `path` is a Shar folder or a file of cuts, as far as its first line shows; false where nothing is."""
     if path.is_dir():

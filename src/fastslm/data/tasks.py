@@ -21,6 +21,8 @@ from random import Random
 from typing import Any
 
 from fastslm.audio import WINDOW_SECONDS
+from fastslm.data.conversion import clip_of_cut
+from fastslm.data.cut_audio import Cut, CutSound, sounding
 from fastslm.data.manifest import Clip
 from fastslm.errors import ManifestError, OptionError
 from fastslm.prompts import NOT_MENTIONED, TASKS, language_code, language_name, task_named
@@ -125,6 +127,23 @@ def synthesize(
         shared = {key: value for key, value in clip.row(folder).items() if key not in LEFT_OUT}
         rows += [shared | {"of": clip.id, "id": f"{clip.id}/{i}"} | row for i, row in enumerate(made)]
     return rows
+
+
+def synthesize_cuts(
+    cuts: Sequence[CutSound], tasks: Sequence[str] = tuple(TASKS), seed: int = 0, questions: int = QUESTIONS
+) -> list[Cut]:
+    """Cuts with a task, an instruction and an answer among their custom fields. Arguments and errors: `synthesize`."""
+    clips = [clip_of_cut(own.cut, own.folder) for own in cuts]
+    sounds = {own.cut["id"]: own for own in cuts}
+    found: list[Cut] = []
+    for clip, made in tasks_of(clips, tasks, seed, questions):
+        for number, row in enumerate(made):
+            cut = sounds[clip.id].by_reference()
+            _, first = sounding(cut)[0]
+            kept = {key: value for key, value in (first.get("custom") or {}).items() if key not in LEFT_OUT}
+            first["custom"] = kept | {"of": clip.id} | row
+            found.append(cut | {"id": f"{clip.id}/{number}"})
+    return found
 
 
 def tasks_of(

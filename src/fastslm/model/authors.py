@@ -263,8 +263,7 @@ def infer_config(state: Mapping[str, torch.Tensor], text_config: Any, lora_alpha
         lora_targets=sorted({target for target, _ in lora}) or LORA_TARGETS,
         mel_mode="authors",
         prompt_layout="task_first",
-        capabilities={"tasks": None},
-        languages=["en", "ko"],
+        capabilities={"languages": ["en", "ko"], "tasks": None},
         dtype="float32",
     )
 

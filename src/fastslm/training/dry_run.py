@@ -25,10 +25,11 @@ from fastslm.data.loading import RowBatch
 from fastslm.errors import RecipeError
 from fastslm.model.configuration import FastSLMConfig
 from fastslm.model.modeling import FastSLMForConditionalGeneration
+from fastslm.training.bases import text_config_of
 from fastslm.training.losses.loss import IGNORED
 from fastslm.training.recipe import MuonRates, Recipe
 from fastslm.training.sources import sources_of
-from fastslm.training.starts import own_config, parts_of, text_config_of
+from fastslm.training.starts import own_config, parts_of
 
 # Where the data is not there: what people say in a second, in tokens of a language model, and the words of a prompt.
 TOKENS_A_SECOND, PROMPT_TOKENS, SHORT_ANSWER = 3.4, 25, 60
@@ -246,9 +247,9 @@ def _shape(recipe: Recipe, config: FastSLMConfig, processes: int) -> tuple[Shape
 
 
 def _shape_of_rows(recipe: Recipe, processes: int) -> tuple[Shape, int | None]:
+    from fastslm.training.bases import processor_of
     from fastslm.training.losses import loss_class
     from fastslm.training.sources import steps_of
-    from fastslm.training.starts import processor_of
 
     data = recipe.data
     bounds = {"batch_seconds": data.batch_seconds, "batch_rows": data.batch_rows, "seed": recipe.seed}

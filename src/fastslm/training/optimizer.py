@@ -33,7 +33,7 @@ class Optimizers:
             rest = [own for own in parameters if rate is not None and id(own) not in of_big]
             for own in parameters:
                 own.requires_grad_(rate is not None)
-            if big and isinstance(rate, MuonRates):
+            if isinstance(rate, MuonRates) and big:
                 matrices.append({"params": big, "peak": rate.matrices, "lr": rate.matrices})
             if rest:
                 peak = rate.other if isinstance(rate, MuonRates) else rate

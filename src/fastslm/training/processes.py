@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from fastslm.errors import RecipeError
 from fastslm.training.losses import Loss
@@ -33,8 +33,12 @@ def join(recipe: Recipe) -> Accelerator:
     on_cpu = device_named(recipe.device).type == "cpu"
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         _check_sharding(recipe)
+    # Of token_ctc, the front's letters are trained only where they stand beside it.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=recipe.loss.name == "token_ctc")
     # What is computed in bfloat16 is the recipe's to say.
-    return Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    return Accelerator(
+        cpu=on_cpu, mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE), unused]
+    )
 
 
 def _check_sharding(recipe: Recipe) -> None:

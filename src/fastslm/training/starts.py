@@ -11,13 +11,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
     WhisperConfig,
     WhisperFeatureExtractor,
 )
@@ -28,11 +24,12 @@ from fastslm.model.base_weights import check_decoder, grow_embeddings, load_deco
 from fastslm.model.configuration import FastSLMConfig, HFQFormerConfig
 from fastslm.model.lora import is_lora_key, lora_parameters, remove_lora
 from fastslm.model.modeling import FastSLMForConditionalGeneration
-from fastslm.model.processing import FastSLMProcessor, add_tokens
+from fastslm.model.processing import FastSLMProcessor
 from fastslm.model.projectors import CTCEmbeddings
 from fastslm.model.saving import ADDED_INPUT_ROWS, ADDED_OUTPUT_ROWS, is_trained_key
 from fastslm.prompts import AUDIO_TOKEN
-from fastslm.training.recipe import BaseRecipe, Recipe
+from fastslm.training.bases import processor_of, text_config_of
+from fastslm.training.recipe import Recipe
 from fastslm.weights import resolve
 
 # A part of the state dict that starts with this is taken over from a checkpoint as a whole, or starts anew as a whole.
@@ -225,7 +222,7 @@ class Start:
             for key, given in (("base_encoder", model.encoder), ("base_text_model", model.text_model))
         ]
         torch.manual_seed(self.recipe.seed)
-        encoder = load_encoder(names[0], dtype) if names[0] else WhisperEncoder._from_config(self.audio_config)
+        encoder: Any = load_encoder(names[0], dtype) if names[0] else WhisperEncoder._from_config(self.audio_config)
         if names[1]:
             text_model = load_text_model(names[1], dtype)
             grow_embeddings(text_model, self.config.added_embeddings)
@@ -273,19 +270,6 @@ class Start:
             of_lora = is_lora_key(key) and not key.startswith("reader.") and earlier.lora_rank > 0
             if key not in seen and (key.startswith(tuple(kept)) or of_lora):
                 raise CheckpointError(f"start_from {folder} lacks {key}, which its configuration describes.")
-
-
-def processor_of(recipe: Recipe, n_mels: int) -> FastSLMProcessor:
-    """The processor of a model whose language model the recipe names."""
-    model = recipe.model
-    assert model.text_model is not None
-    return FastSLMProcessor(
-        WhisperFeatureExtractor(feature_size=n_mels),
-        _tokenizer(model.text_model),
-        tokens_per_window=model.hfq.final_tokens,
-        mel_mode=model.mel_mode,
-        prompt_layout=model.prompt_layout,
-    )
 
 
 def own_config(recipe: Recipe, audio: WhisperConfig, text: Any, **kwargs: Any) -> FastSLMConfig:
@@ -350,36 +334,6 @@ def parts_of(model: FastSLMForConditionalGeneration) -> dict[str, list[nn.Parame
         "unfolder": [] if decoder is None else list(decoder.unfold.parameters()),
         "decoder_lora": [] if decoder is None else lora_parameters(decoder.decoder),
     }
-
-
-def text_config_of(base: BaseRecipe) -> Any:
-    """The configuration of a language model, from the recipe or from its weights."""
-    if base.config is None:
-        return AutoConfig.from_pretrained(resolve(base.name or ""))
-    given = dict(base.config)
-    kind = given.pop("model_type", None)
-    if kind is None:
-        raise RecipeError("model.text_model.config has no model_type; name it as transformers does, such as qwen3.")
-    try:
-        return AutoConfig.for_model(kind, **given)
-    except ValueError as error:
-        raise RecipeError(f"model.text_model.config: {str(error).splitlines()[0]}") from None
-
-
-def _tokenizer(base: BaseRecipe) -> Any:
-    name = base.name or base.tokenizer
-    return add_tokens(byte_tokenizer() if name is None else AutoTokenizer.from_pretrained(resolve(name)))
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each byte, so that any text of any language can be written; for language models that are toys."""
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    letters = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(letters)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    tokenizer.add_special_tokens(special)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
 
 
 def _read_config(folder: Path) -> FastSLMConfig:

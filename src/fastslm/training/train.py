@@ -13,6 +13,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -64,6 +65,7 @@ def train(recipe: Recipe, quiet: bool = False) -> Path:
     """
     accelerator = join(recipe)
     torch.set_num_threads(recipe.threads)
+    disable_progress_bar()  # of transformers, one for each model that is loaded
     line = StepLine(quiet or not accelerator.is_main_process)
     with writing(recipe.out, "the run's folder"):
         recipe.out.mkdir(parents=True, exist_ok=True)
@@ -112,7 +114,10 @@ def _train(recipe: Recipe, accelerator: Accelerator, line: StepLine, interruptio
     model = start.build(device)
     loss: Loss = kind(model, start.processor, recipe, cache)
     if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        with warnings.catch_warnings():
+            # transformers 5.23 names its successor, which older ones lack.
+            warnings.simplefilter("ignore", FutureWarning)
+            model.gradient_checkpointing_enable()
     if state is None:
         own = RowLoader(RowBatches(sources, **bounds), **reading)
         if said := loss.start(sample(sources, START_ROWS, data.max_seconds), iter(own), start.fresh):
@@ -162,10 +167,11 @@ def _train(recipe: Recipe, accelerator: Accelerator, line: StepLine, interruptio
     drawn = iter(loader)
     for step in range(done, steps):
         loss.train()
-        torch.manual_seed(_seed(recipe.seed, step, accelerator.process_index))
         started = time.monotonic()
         prepared = [loss.prepare(next(drawn)) for _ in range(recipe.accumulate)]
         waited = time.monotonic() - started
+        # After the first batch of a run, for which torch's DataLoader draws a number.
+        torch.manual_seed(_seed(recipe.seed, step, accelerator.process_index))
 
         # A step's loss is the mean over all that its micro-batches hold in all processes.
         counts = total(accelerator, _added(own.counts for own in prepared))
@@ -259,7 +265,6 @@ def _take(model: Any, trained: dict[str, torch.Tensor]) -> None:
 def _export(model: Any, start: Start, recipe: Recipe, folder: Path, summary: dict[str, Any]) -> None:
     """The model and its processor, and what the run was."""
     model.eval()
-    disable_progress_bar()
     with writing(folder, "the trained model"):
         if start.config.base_encoder is not None:
             model.save_trained(folder, dtype=getattr(torch, recipe.export_dtype))

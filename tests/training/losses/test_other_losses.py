@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_fastslm import write_bases
+from tiny_reader import add_reader_tokenizer
 
 from fastslm.data.loading import _Reading
 from fastslm.data.rows import ManifestRows
 from fastslm.errors import RecipeError
+from fastslm.training.bases import byte_tokenizer
 from fastslm.training.losses import loss_class
 from fastslm.training.losses.loss import ctc_sum
 from fastslm.training.losses.token_ctc import choose_kinds
-from fastslm.training.recipe import validate_recipe
-from fastslm.training.starts import Start, byte_tokenizer
+from fastslm.training.recipe_file import validate_recipe
+from fastslm.training.starts import Start
 from fastslm.training.train import train
 
 CTC_EMBEDDINGS = {
@@ -82,6 +85,23 @@ def test_token_ctc_of_sampled_kinds_is_ctc_of_those_kinds_alone(hearing: dict[st
         assert found == pytest.approx(float(ctc_sum(list(zip(chosen, targets, strict=True)), chosen, 10)), rel=1e-4)
 
 
+def test_the_front_starts_as_what_heard_letters_where_that_was_trained(hearing: dict[str, Any], tmp_path: Path) -> None:
+    whisper, _ = write_bases(tmp_path)
+    add_reader_tokenizer(whisper)
+    hearing["model"] |= {"encoder": str(whisper), "decoder": {"base": str(whisper), "layers": 1}}
+    hearing["model"]["ctc"] = {"hidden_size": 8, "layers": 1, "reads": "frames"}
+    loss = made(hearing)
+    with torch.no_grad():
+        for own in (*loss.model.whisper_decoder.unfold.parameters(), *loss.model.ctc_head.parameters()):
+            own.normal_()
+    rows = rows_of(hearing)[:2]
+    assert "front" not in loss.start(rows, [], {"projector.", "ctc_head."})
+    assert not torch.equal(loss.projector.unfold.place, loss.model.whisper_decoder.unfold.place)
+    assert "its front starts as unfolder and CTC head" in loss.start(rows, [], {"projector."})
+    assert torch.equal(loss.projector.unfold.place, loss.model.whisper_decoder.unfold.place)
+    assert torch.equal(loss.projector.head.out.weight, loss.model.ctc_head.out.weight)
+
+
 def test_ctc_sums_rows_of_any_length_alone_or_together() -> None:
     torch.manual_seed(0)
     rows = [(torch.randn(9, 5).log_softmax(-1), [1, 2]), (torch.randn(4, 5).log_softmax(-1), [3])]
@@ -114,9 +134,6 @@ def test_rows_of_other_tasks_or_of_several_windows_are_refused(hearing: dict[str
 
 
 def test_whispers_decoder_teaches_unfolder_and_tokens(recipe_content: dict[str, Any], tmp_path: Path) -> None:
-    from tiny_fastslm import write_bases
-    from tiny_reader import add_reader_tokenizer
-
     whisper, llama = write_bases(tmp_path)
     add_reader_tokenizer(whisper)
     hfq = {"head_size": 16, "stage_tokens": [10, 10, 10], "detail_blocks": 1}

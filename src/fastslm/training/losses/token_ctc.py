@@ -59,7 +59,23 @@ class TokenCTC(Loss):
         kinds = choose_kinds((row.answer for row in rows), self.tokenizer, len(self.projector.kinds))
         self.projector.kinds.copy_(torch.tensor(kinds))
         self._known = None
-        return f"the projector can hear {len(kinds)} tokens, chosen from {len(rows)} texts"
+        said = f"the projector can hear {len(kinds)} tokens, chosen from {len(rows)} texts"
+        return said + ("; its front starts as unfolder and CTC head" if self._start_front(fresh) else "")
+
+    def _start_front(self, fresh: set[str]) -> bool:
+        """Hear with what heard letters before, where it was trained and has the sizes of the front."""
+        decoder, head = self.model.whisper_decoder, self.model.ctc_head
+        if decoder is None or head is None or fresh & {"reader.unfold.", "ctc_head."}:
+            return False
+        pairs = [(self.projector.unfold, decoder.unfold), (self.projector.head, head)]
+        states = [(own, other.state_dict()) for own, other in pairs]
+        for own, state in states:
+            sizes = {key: value.shape for key, value in own.state_dict().items()}
+            if sizes != {key: value.shape for key, value in state.items()}:
+                return False
+        for own, state in states:
+            own.load_state_dict(state)
+        return True
 
     @property
     def vocabulary(self) -> "_Vocabulary":

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from fastslm.data import shards
-from fastslm.data.importing import import_corpus
+from fastslm.data.corpora import Columns, import_corpus
 from fastslm.data.manifest import read_manifest
-from fastslm.data.parquet import Columns
 from fastslm.errors import AudioError, FastSLMError, ManifestError, OptionError
 
 pyarrow = pytest.importorskip("pyarrow")
