@@ -26,7 +26,9 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder
+from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils.generic import can_return_tuple
 
 import fastslm.model.processing  # noqa: F401  AutoProcessor is to know ours where the Auto models do
@@ -478,3 +480,9 @@ AutoModel.register(FastSLMConfig, FastSLMForConditionalGeneration)
 AutoModelForMultimodalLM.register(FastSLMConfig, FastSLMForConditionalGeneration)
 AutoModelForSpeechSeq2Seq.register(FastSLMConfig, FastSLMForConditionalGeneration)
 AutoModelForSeq2SeqLM.register(FastSLMConfig, FastSLMForConditionalGeneration)
+# Of transformers' pipelines: the one that transcribes gives way to ours, which gives other models back to it; the one
+# that answers chats with audio looks its models up by name, and is known to the Hub by another task as well.
+TASKS = PIPELINE_REGISTRY.supported_tasks
+TASKS["automatic-speech-recognition"]["impl"] = "fastslm.pipelines.TranscriptionPipeline"
+TASKS.setdefault("audio-text-to-text", TASKS["any-to-any"])
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[FastSLMConfig.model_type] = FastSLMForConditionalGeneration.__name__

@@ -125,6 +125,8 @@ class FastSLMProcessor(ProcessorMixin):
         audio: AudioSource | Sequence[AudioSource] | None = None,
         sampling_rate: float | None = None,
         *,
+        images: None = None,
+        videos: None = None,
         padding: bool | str = True,
         padding_side: str = "left",
         pad_to_multiple_of: int | None = None,
@@ -137,6 +139,7 @@ class FastSLMProcessor(ProcessorMixin):
             text: one prompt or several, each `<|AUDIO|>` in them standing for one recording.
             audio: as many recordings, in the order of the texts: paths, encoded files, or arrays (samples,).
             sampling_rate: Hz, of arrays; 16,000 by default.
+            images, videos: `None`; transformers' pipelines name all that other models take.
             padding_side: `left` for generation; `right` for training.
             add_special_tokens: by default where the prompt does not begin with the tokenizer's first token already.
 
@@ -148,6 +151,8 @@ class FastSLMProcessor(ProcessorMixin):
             ValueError: the number of `<|AUDIO|>` in the texts is not that of the recordings.
             AudioError: a recording cannot be read.
         """
+        if images is not None or videos is not None:
+            raise OptionError("Pictures were given to a model that only hears: leave images and videos out.")
         if return_tensors not in ("pt", "np"):
             raise ValueError(f"return_tensors is {return_tensors!r}; it must be 'pt' or 'np'.")
         features = None if audio is None else [self.features(clip, sampling_rate) for clip in _as_list(audio)]
