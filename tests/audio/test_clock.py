@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastslm.audio.clock import TOLERANCE_SECONDS, Clock, Placed
+from fastslm.audio.clock import CONFIRMING_SECONDS, SUSPECT_SECONDS, TOLERANCE_SECONDS, Clock, Placed, confirmed
 
 FRAME = 0.02
 
@@ -99,3 +99,37 @@ def test_sound_without_a_timestamp_follows_what_was_before() -> None:
     assert clock.place(3.0 + 2 * FRAME, FRAME) == Placed()
     assert clock.position == pytest.approx(3.0 + 3 * FRAME)
     assert np.isclose(clock.place(10.0, FRAME).gap, 10 - 3 - 3 * FRAME)
+
+
+def _line(*stretches: tuple[float, int]) -> list[tuple[int, float | None, float]]:
+    """Frames from a second on, so many of them: number, second, length."""
+    seconds = [start + index * FRAME for start, count in stretches for index in range(count)]
+    return [(number, second, FRAME) for number, second in enumerate(seconds)]
+
+
+@pytest.mark.parametrize("false", [5, 49])
+def test_a_far_timestamp_that_nothing_confirms_is_taken_away(false: int) -> None:
+    sounds = _line((0.0, 100), (5000.0, false), (2.0 + false * FRAME, 400))
+    found = list(confirmed(sounds))
+    assert [number for number, _, _ in found] == list(range(len(sounds)))
+    assert [second for _, second, _ in found[100 : 100 + false]] == [None] * false
+    assert found[100 + false :] == sounds[100 + false :]
+
+
+@pytest.mark.parametrize("behind", [1, 400, 2000])
+@pytest.mark.parametrize("gap", [SUSPECT_SECONDS - 1, 5000.0])
+def test_a_gap_that_is_confirmed_or_the_last_is_left_as_it_is(behind: int, gap: float) -> None:
+    sounds = _line((0.0, 100), (2.0 + gap, behind), (9000.0, 1))
+    assert list(confirmed(sounds)) == sounds
+
+
+def test_no_more_is_held_than_confirms_a_gap() -> None:
+    taken: list[int] = []
+
+    def sounds():
+        for sound in _line((0.0, 100), (5000.0, 3000)):
+            taken.append(sound[0])
+            yield sound
+
+    for number, _, _ in confirmed(sounds()):
+        assert len(taken) - number <= CONFIRMING_SECONDS / FRAME + 2

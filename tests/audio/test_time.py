@@ -61,7 +61,7 @@ def test_a_gap_is_silence_of_its_length_and_is_said(kind) -> None:
 @pytest.mark.fault
 @pytest.mark.parametrize("kind", [kind for kind in TIMED if kind[0] != "ogg"], ids=lambda kind: kind[0])
 def test_gaps_add_up_and_so_does_a_late_start(kind) -> None:
-    moves = [(-1.0, 0.5 if kind in FROM_ZERO else 0.0), (2.0, 1.3), (4.0, 0.45), (5.0, 31.0)]
+    moves = [(-1.0, 0.5 if kind in FROM_ZERO else 0.0), (2.0, 1.3), (4.0, 0.5), (5.0, 31.0)]
     (sentence,) = _check(timed(*kind, moves), moves)
     assert "32.8 s without sound, in 3 places" in sentence
 

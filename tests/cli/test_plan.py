@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from timed_sound import timed
 from tiny_fastslm import MakeCheckpoint, noise
 
 from fastslm.cli import files, run
@@ -79,22 +80,33 @@ def test_what_cannot_be_planned_is_a_sentence(
     assert words in capsys.readouterr().err
 
 
-def test_a_plan_is_not_made_for_what_is_cut_short_but_on_request_for_what_is_there(
-    talk: Path, tiny_checkpoint: Path, tmp_path: Path, encode, capsys: pytest.CaptureFixture[str]
+@pytest.mark.fault
+@pytest.mark.parametrize(
+    ("moves", "seconds"), [([(-1, 4.0)], 100), ([(30.0, 200.0)], 296), ([(-1, 7.0), (50.0, 40.0)], 143)]
+)
+@pytest.mark.parametrize("form", ["matroska", "mp4"])
+def test_a_plan_is_of_the_clock_by_which_the_recording_is_heard(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str, moves, seconds: int
 ) -> None:
-    half = encode(tmp_path / "half.flac", noise(95), codec="flac")
-    half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
-    command = ["plan", str(half), str(talk), "--json", "--model", str(tiny_checkpoint)]
-    assert run(command) == 2
-    printed = capsys.readouterr()
-    assert [json.loads(line)["file"] for line in printed.out.splitlines()] == [str(talk)]
-    assert printed.err.startswith(f"fastslm: {half} is cut short: ")
-    assert "--partial" in printed.err
-    assert printed.err.count("\n") == 1
-    assert run([*command, "--partial"]) == 0
-    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
-    assert (first["windows"], second["windows"]) == (2, 4)  # 47 s are there, though the file announces 95
-    assert first["seconds"] == pytest.approx(47.5, abs=1)
+    file, model = tmp_path / "a", ["--model", str(tiny_checkpoint)]
+    file.write_bytes(timed(form, 16_000, "aac", moves, seconds=96.0))
+    assert run(["plan", str(file), "--json", *model]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["seconds"] == pytest.approx(seconds, abs=0.2)
+    assert run(["encode", str(file), "--json", "--output-dir", str(tmp_path), *model]) == 0
+    encoded = json.loads(capsys.readouterr().out)
+    assert encoded["duration"] == pytest.approx(planned["seconds"], abs=0.2)
+    assert encoded["windows"] == planned["windows"]
+
+
+def test_a_plan_is_of_the_part_that_is_asked_for(
+    talk: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["plan", str(talk), "--json", "--model", str(tiny_checkpoint), "--start", "0:30"]
+    for more, seconds, windows in ([], 65, 3), (["--duration", "31"], 31, 2), (["--duration", "1:00:00"], 65, 3):
+        assert run([*command, *more]) == 0
+        planned = json.loads(capsys.readouterr().out)
+        assert (planned["seconds"], planned["windows"]) == (seconds, windows)
 
 
 def test_a_long_run_says_at_its_start_what_it_takes_and_a_short_one_does_not(

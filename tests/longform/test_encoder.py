@@ -187,10 +187,10 @@ def _replace(file: Path) -> None:
     os.replace(other, file)
 
 
-@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("change", [_grow, _shrink, _replace])
 def test_a_file_that_changes_while_it_is_read_is_a_sentence_and_what_was_made_of_it_is_deleted(
-    tiny: FastSLM, tmp_path: Path, encode, change: Callable[[Path], None], partial: bool
+    tiny: FastSLM, tmp_path: Path, encode, change: Callable[[Path], None], strict: bool
 ) -> None:
     file, kept = encode(tmp_path / "other.wav", noise(300)), tmp_path / "kept"
     encoder = WindowEncoder(tiny.model, 2)
@@ -204,26 +204,31 @@ def test_a_file_that_changes_while_it_is_read_is_a_sentence_and_what_was_made_of
             change(file)
 
     with pytest.raises(AudioError, match=r"other\.wav changed while it was read"):
-        encoder.encode(file, kept_at=kept, partial=partial, on_progress=once)
+        encoder.encode(file, kept_at=kept, strict=strict, on_progress=once)
     assert not kept.exists()
 
 
-def test_what_breaks_off_is_encoded_where_it_is_asked_for_as_what_is_there_of_it_alone(
+@pytest.mark.fault
+def test_what_breaks_off_is_encoded_as_what_is_there_of_it_alone_and_marked_unless_that_is_refused(
     tiny: FastSLM, tmp_path: Path, encode
 ) -> None:
     file = encode(tmp_path / "a.wav", noise(70))
     file.write_bytes(file.read_bytes()[: -20 * 32_000])
-    with pytest.raises(CutShortError, match=r"50\.0 s of sound are there of about 70\.0 s"):
-        tiny.encode(file)
-    memory = tiny.encode(file, partial=True)
+    with pytest.raises(CutShortError, match=r"50\.0 s of sound are there of 70\.0 s"):
+        tiny.encode(file, strict=True)
+    memory = tiny.encode(file)
     whole = tiny.encode(encode(tmp_path / "b.wav", noise(70)[: 50 * 16_000]))
     assert torch.equal(memory.tokens, whole.tokens)
     assert memory.facts.partial
+    assert memory.facts.missing_seconds == pytest.approx(20, abs=0.01)
     assert not whole.facts.partial
-    (transcript,) = tiny.transcribe_many([file], partial=True)
+    assert whole.facts.missing_seconds is None
+    (transcript,) = tiny.transcribe_many([file])
     assert transcript.partial
+    assert transcript.missing_seconds == memory.facts.missing_seconds
+    assert transcript.as_dict()["missing_seconds"] == 20
     with pytest.raises(CutShortError):
-        list(tiny.transcribe_many([file]))
+        list(tiny.transcribe_many([file], strict=True))
 
 
 class _Broken(io.BytesIO):

@@ -4,13 +4,17 @@ Seconds given out and seconds of the container agree within `TOLERANCE_SECONDS` 
 timestamps are rounded to, and however many packets were lost before it.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 # Timestamps are rounded (to 1 ms in WebM), shake by a packet in recordings of calls, and start with a codec's priming
 # (69 ms of MP3 at 16 kHz). FFmpeg's own resampler tolerates as much before it fills or cuts.
 TOLERANCE_SECONDS = 0.1
-# A longer gap is a damaged timestamp, and so is one that ends behind what the container states as its end.
+# Longer gaps together are damaged timestamps, and so is one that ends behind what the container states as its end.
 MOST_GAP_SECONDS = 24 * 3600.0
+# A longer gap is believed where the sound behind it goes on for so long from there. Damage moves a page, or a cluster.
+SUSPECT_SECONDS, CONFIRMING_SECONDS = 10.0, 10.0
 BEHIND_END_SECONDS = 1.0
 # A clock that falls back by so much of what has passed has begun anew, as where two files were joined.
 RESTART_SHARE = 0.75
@@ -82,7 +86,7 @@ class Clock:
         fell_back = self._expected is not None and at - self._expected < -TOLERANCE_SECONDS
         if deviation > TOLERANCE_SECONDS:
             self._overlapping = False
-            if deviation > MOST_GAP_SECONDS or self._is_behind_end(at):
+            if self.gaps + deviation > MOST_GAP_SECONDS or self._is_behind_end(at):
                 self._shift -= deviation
                 self.jumps += 1
                 return Placed()
@@ -110,3 +114,36 @@ class Clock:
         """Whether a place lies behind the stated end, which was not reached yet: else the statement is out of date."""
         end, slack = self._end, BEHIND_END_SECONDS
         return end is not None and at > end + slack and self.position < end - slack
+
+
+Kind = TypeVar("Kind")
+Sound = tuple[Kind, float | None, float]  # and the second at which it begins, if that is known, and its length
+
+
+def confirmed(sounds: Iterable[Sound[Kind]]) -> Iterator[Sound[Kind]]:
+    """The same sounds; the seconds of some are taken away that lie far ahead of the sound before.
+
+    That is so where the clock soon goes on as if there had been no gap. To know it, what follows a long gap is held
+    for `CONFIRMING_SECONDS`.
+    """
+    held: list[Sound[Kind]] = []
+    waiting, expected = 0.0, None  # seconds that are held, and the second at which what was before them ends
+    for sound in sounds:
+        own, second, length = sound
+        ahead = 0.0 if second is None or expected is None else second - expected - waiting
+        if held and second is not None and abs(ahead) <= SUSPECT_SECONDS / 2:
+            yield from ((own, None, length) for own, _, length in held)
+            held, waiting = [], 0.0
+        elif held or ahead > SUSPECT_SECONDS:
+            held.append(sound)
+            waiting += length
+            if waiting < CONFIRMING_SECONDS:
+                continue
+            yield from held[:-1]
+            held, waiting = [], 0.0
+        yield own, second, length
+        if second is not None:
+            expected = second + length
+        elif expected is not None:
+            expected += length
+    yield from held

@@ -109,7 +109,8 @@ def sound_stream(container: InputContainer, name: str, track: int | None = None)
 
 def described(stream: AudioStream, number: int) -> str:
     """A track as messages call it: `2 (fre, aac, stereo)`."""
-    context = stream.codec_context
-    facts = [stream.metadata.get("language"), context and context.name, context and context.layout.name]
-    title = stream.metadata.get("title")
-    return f"{number} ({', '.join(str(fact) for fact in [*facts, title] if fact)})"
+    facts = [stream.metadata.get("language"), stream.metadata.get("title")]
+    if (context := stream.codec_context) is not None:
+        count = context.layout.nb_channels
+        facts += [context.name, {1: "mono", 2: "stereo"}.get(count, f"{count} channels")]
+    return f"{number} ({', '.join(fact for fact in facts if fact)})"

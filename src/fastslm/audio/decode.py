@@ -13,7 +13,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import FFmpegError
 
-from fastslm.audio.clock import Clock
+from fastslm.audio.clock import Clock, Sound, confirmed
 from fastslm.audio.container import described, not_readable, open_container, open_samples, sound_stream
 from fastslm.audio.ending import (
     MOV,
@@ -125,7 +125,7 @@ def _wav_seconds(tape: Tape, container: InputContainer, stream: AudioStream) -> 
     if counted is None or counted >= there:
         return there
     following = behind(tape, container, stream, tape.peek(0, 12), packet.pos + round(counted * rate / 8))
-    return counted if following.kind == "nothing" else there
+    return counted if following.kind in ("nothing", "tags") else there
 
 
 @dataclass
@@ -150,8 +150,8 @@ class _Reading:
     def __init__(self, tape: Tape, track: int | None, until: float | None):
         self.tape, self.name, self.track = tape, tape.name, track
         self.until = math.inf if until is None else until
-        self.clock, self.tally, self.ending = Clock(), _Tally(), _Ending()
-        self.stopped = False  # before the end, as nothing more is wanted
+        self.clock, self.tally = Clock(), _Tally()
+        self.ending: _Ending
         self.announced: float | None = None  # seconds of the recording, where it breaks off
         self.cut = ""  # how it does
         self.remarks: list[str] = []
@@ -163,18 +163,25 @@ class _Reading:
             offset, bare = following.offset, following.bare
             opening = open_container(self.tape, offset) if bare is None else open_samples(self.tape, offset, bare)
             with opening as (container, view):
-                stream = sound_stream(container, self.name, None if bare else self.track)
-                self._remark_on_tracks(container, stream)
-                said = statement(container, stream, self.tape, offset)
-                self.ending = _Ending(self.clock.position, said, stream.codec_context.bit_rate or 0)
-                self.clock.begin(said.origin, said.latest)
+                stream = sound_stream(container, self.name, self.track if bare is None else None)
+                said = NOTHING_SAID
+                if bare is None:
+                    self._remark_on_tracks(container, stream)
+                    said = statement(container, stream, self.tape, offset)
+                    self.ending = _Ending(container, stream, said, self.clock.position)
                 head = self.tape.peek(offset, 12)
-                yield from self._frames(container, stream, view)
-                if self.stopped:
-                    return
-                following = self._behind(container, stream, head, offset)
+                self.clock.begin(said.origin, said.latest)
+                for chunk, second, _ in confirmed(self._frames(container, stream, view)):
+                    yield from placed(self.clock, chunk, second)
+                    if self.clock.position >= self.until + READ_SECONDS:  # the resampler is behind
+                        return
+                following = Behind("nothing")
+                if bare is None and self.ending.last_byte:
+                    following = behind(self.tape, container, stream, head, offset + self.ending.last_byte)
+        self._judge(following)
 
-    def _frames(self, container: InputContainer, stream: AudioStream, view: View) -> Iterator[Chunk | Silence]:
+    def _frames(self, container: InputContainer, stream: AudioStream, view: View) -> Iterator[Sound[Chunk]]:
+        """What FFmpeg decodes, and the seconds that the container gives it."""
         packets = container.demux(stream)
         while True:
             try:
@@ -197,10 +204,8 @@ class _Reading:
             self.ending.tell(packet)
             for frame in frames:
                 second = None if frame.pts is None else frame.pts * self.ending.seconds_per_tick(frame)
-                yield from placed(self.clock, Chunk(frame_samples(frame), frame.sample_rate), second)
-            if self.clock.position >= self.until + READ_SECONDS:  # the resampler is behind
-                self.stopped = True
-                return
+                chunk = Chunk(frame_samples(frame), frame.sample_rate)
+                yield chunk, second, frame.samples / frame.sample_rate
 
     def _remark_on_tracks(self, container: InputContainer, stream: AudioStream) -> None:
         tracks = container.streams.audio
@@ -211,29 +216,26 @@ class _Reading:
                 "another one with --track (track= in Python)."
             )
 
-    def _behind(self, container: InputContainer, stream: AudioStream, head: bytes, offset: int) -> Behind:
-        """The container is read; how it ended, and what follows it."""
-        ending, kind = self.ending, container.format.name
-        if not ending.last_byte:
-            return Behind("nothing")
-        end = ending.said.end
-        sound_bytes = ending.last_byte - ending.first_byte
-        if kind == "mp3" and end is not None and is_guess(end, ending.bit_rate, sound_bytes):
-            end = None
+    def _judge(self, following: Behind) -> None:
+        """Whether it breaks off, and what was not read; nothing follows that could be."""
+        ending, end = self.ending, self.ending.said.end
+        if ending.kind == "mp3" and end is not None:
+            guess = is_guess(end, ending.bit_rate, ending.last_byte - ending.first_byte)
+            end = None if guess else end
+        if following.kind == "tags":
+            ending.broken = ending.undecodable = False
         heard = max(self.clock.position, ending.second) - ending.begin
-        cut, lacking = breaks_off(kind, end, heard, broken=ending.broken, undecodable=ending.undecodable)
-        found = behind(self.tape, container, stream, head, offset + ending.last_byte)
-        if cut or found.kind == "page":
+        cut, lacking = breaks_off(ending.kind, end, heard, broken=ending.broken, undecodable=ending.undecodable)
+        if cut or following.kind == "page":
             self.cut = "its last packet breaks off"
             self.announced = None if lacking is None else self.clock.position + lacking
-        if found.kind == "unread":
-            count = self.tape.rest(found.offset)
+        if following.kind == "unread":
+            count = self.tape.rest(following.offset)
             seconds = f" (about {count * 8 / ending.bit_rate:.1f} s)" if ending.bit_rate else ""
             self.remarks.append(
                 f"{self.name} holds {count} bytes{seconds} behind the end that it states, and they were not read: "
                 "convert it, or repair its header."
             )
-        return found
 
     def conclude(self, on_warning: OnWarning, on_partial: OnPartial, strict: bool) -> None:
         """Say what there is to say of it.
@@ -272,16 +274,18 @@ class _Ending:
     """How a container ended, told packet by packet.
 
     Attributes:
-        begin: second of the recording at which it began.
+        kind: FFmpeg's name of the container.
         said: what it states.
         bit_rate: as it was before anything was decoded.
+        begin: second of the recording at which it began.
         second: of the recording, at which the last packet ends that was in order.
         broken: whether the last packet is incomplete, `undecodable`: so much that it could not be decoded.
         first_byte, last_byte: of its packets.
     """
 
-    def __init__(self, begin: float = 0.0, said: Statement = NOTHING_SAID, bit_rate: int = 0):
-        self.begin, self.said, self.bit_rate = begin, said, bit_rate
+    def __init__(self, container: InputContainer, stream: AudioStream, said: Statement, begin: float):
+        self.kind, self.said, self.begin = container.format.name, said, begin
+        self.bit_rate = stream.codec_context.bit_rate or 0
         self.second = begin
         self.broken = self.undecodable = False
         self.first_byte = self.last_byte = 0

@@ -29,6 +29,8 @@ STATES_SECONDS = frozenset(["aiff", "ape", "asf", "au", "flac", "flv", MATROSKA,
 # Containers whose clock begins at 0, whenever the first sound comes. Others begin anywhere (a broadcast's MPEG-TS), or
 # with what a codec puts before the sound (MP3).
 COUNTS_FROM_ZERO = frozenset(["avi", "flv", MATROSKA, MOV, "nut", "ogg"])
+# Their length, too, is that of their clock, and not of the sound.
+LASTS_FROM_ZERO = frozenset([MATROSKA, "nut"])
 # A stream of these may have been joined at any second (RFC 7845, section 4): a later first sound is not a late one.
 JOINED_ANYWHERE, JOINED_SECONDS = frozenset(["flv", "ogg"]), 60.0
 # What a recorder that cannot go back writes in place of a WAV's length, give or take a header.
@@ -95,8 +97,7 @@ def announced_end(container: InputContainer, stream: AudioStream) -> float | Non
     # head seems to have a second stream of sound.
     torn = container.format.name == "flv" and all(other.type == "audio" for other in container.streams)
     if container.duration and (torn or len(container.streams) == 1):
-        # Matroska counts it from its clock's 0.
-        start = 0.0 if container.format.name == MATROSKA else _seconds(container.start_time)
+        start = 0.0 if container.format.name in LASTS_FROM_ZERO else _seconds(container.start_time)
         ends.append(start + _seconds(container.duration))
     return max(ends, default=None)
 
@@ -156,7 +157,7 @@ class Behind:
 
     Attributes:
         kind: `container`, another one of the format; `samples`, more samples of it; `unread`, bytes that are neither;
-            `page`, a page of Ogg that breaks off; `nothing`, or only tags and other chunks.
+            `page`, a page of Ogg that breaks off; `tags`; `nothing`, or only other chunks of the container.
         offset: byte of the tape at which it begins.
         bare: how the samples lie.
     """
@@ -178,6 +179,8 @@ def behind(tape: Tape, container: InputContainer, stream: AudioStream, head: byt
     found = _another(tape, kind, head, end, content)
     if found is not None:
         return Behind("container", found)
+    if content.startswith(TAGS):
+        return Behind("tags")
     if kind == "ogg" and len(container.streams) == 1 and _is_cut_page(content):
         return Behind("page", end)
     least = LEAST_BEHIND_SECONDS * (stream.codec_context.bit_rate or 0) / 8
@@ -232,8 +235,6 @@ def _is_cut_page(content: bytes) -> bool:
 
 def _is_chunk(content: bytes, size: int) -> bool:
     """Whether bytes begin as a chunk does, of at most `size` bytes: four letters, and how many bytes follow."""
-    if content.startswith(TAGS):
-        return True
     sizes = [int.from_bytes(content[4:8], "little"), int.from_bytes(content[4:8]), int.from_bytes(content[4:12])]
     sizes.append(int.from_bytes(content[16:24], "little"))  # W64, behind 16 bytes of name
     return all(32 <= letter < 127 for letter in content[:4]) and any(0 < own <= size for own in sizes)

@@ -8,8 +8,10 @@ from typing import BinaryIO
 
 from fastslm.errors import AudioError
 
-# Bytes that opening may read: the index of 20 hours of sound is smaller, and no zeros behind a header are longer.
+# Bytes that opening may read, by how a file begins: an index of 20 hours of sound is smaller, and so is what FFmpeg
+# looks at to know a codec; zeros behind a header may be longer.
 OPENING_BYTES = 1 << 26
+OPENING_BYTES_OF = dict.fromkeys((b"RIFF", b"RF64", b"BW64", b"caff"), 1 << 24)
 # In which the headers of a stream lie.
 HEADER_BYTES = 1 << 18
 # Of what cannot be rewound so much is kept, to go on behind the end that a header states.
@@ -128,7 +130,7 @@ class View:
 
     def __init__(self, tape: Tape, offset: int = 0):
         self.tape, self.offset, self.position = tape, offset, 0
-        self.budget: int | None = OPENING_BYTES
+        self.budget: int | None = OPENING_BYTES_OF.get(tape.peek(offset, 4), OPENING_BYTES)
         self.name = tape.name  # FFmpeg knows some formats by the name alone
 
     def read(self, size: int = -1) -> bytes:
