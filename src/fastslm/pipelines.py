@@ -73,7 +73,7 @@ class TranscriptionPipeline(AutomaticSpeechRecognitionPipeline):
             AudioError: a recording cannot be read.
             OptionError: an option that cannot be followed.
         """
-        own = dict(zip(("return_timestamps", "options"), self._chosen(**options), strict=True))
+        own: dict[str, Any] = dict(zip(("return_timestamps", "options"), self._chosen(**options), strict=True))
         own["read_together"] = batch_size or self._batch_size
         if _is_recording(inputs):
             (result,) = self._results([inputs], **own)

@@ -485,4 +485,5 @@ AutoModelForSeq2SeqLM.register(FastSLMConfig, FastSLMForConditionalGeneration)
 TASKS = PIPELINE_REGISTRY.supported_tasks
 TASKS["automatic-speech-recognition"]["impl"] = "fastslm.pipelines.TranscriptionPipeline"
 TASKS.setdefault("audio-text-to-text", TASKS["any-to-any"])
-MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[FastSLMConfig.model_type] = FastSLMForConditionalGeneration.__name__
+_NAMES: Any = MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+_NAMES[FastSLMConfig.model_type] = FastSLMForConditionalGeneration.__name__
