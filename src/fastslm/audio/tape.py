@@ -130,7 +130,7 @@ class View:
 
     def __init__(self, tape: Tape, offset: int = 0):
         self.tape, self.offset, self.position = tape, offset, 0
-        self.budget: int | None = OPENING_BYTES_OF.get(tape.peek(offset, 4), OPENING_BYTES)
+        self.budget: int | None = OPENING_BYTES_OF.get(tape.peek(offset, 4), OPENING_BYTES)  # type: ignore[call-overload]
         self.name = tape.name  # FFmpeg knows some formats by the name alone
 
     def read(self, size: int = -1) -> bytes:
