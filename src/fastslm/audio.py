@@ -13,6 +13,8 @@ import numpy as np
 import soxr
 import torch
 
+from fastslm.arrays import channels_first, stream_samples
+from fastslm.channels import Mixer
 from fastslm.decoding import (
     READ_SECONDS,
     Chunk,
@@ -58,6 +60,7 @@ def stream_audio(
     sampling_rate: float | None = None,
     block_samples: int = WINDOW_SAMPLES,
     *,
+    channel_axis: int | None = None,
     on_warning: Callable[[str], None] | None = None,
     on_cut: Callable[[str], None] | None = None,
 ) -> Iterator[np.ndarray]:
@@ -68,12 +71,16 @@ def stream_audio(
     Args:
         source: a path, an encoded file's content (`bytes`, or a binary file object, read from where it stands), or
             samples. Samples are float within -1…1, or integers (8, 16 or 32 bits), which are divided by their full
-            scale; of a 2-D array the longer axis is time, so (channels, samples) and (samples, channels) both do.
-            Channels are averaged. Of a file with several sound streams FFmpeg's default one is read.
+            scale; (samples,), (channels, samples) and (samples, channels) all do. Channels are averaged, unless they
+            cancel or one is only noise (`fastslm.channels`). Of a file with several sound streams FFmpeg's default one
+            is read.
         sampling_rate: Hz, of an array (16,000 if None). A file states its own, and giving one is an error.
         block_samples: samples of a block, at 16 kHz.
+        channel_axis: of an array with two axes, which is that of the channels; needed only if both are longer than
+            any number of channels (`fastslm.arrays.channels_first`).
         on_warning: receives one sentence for each thing inside the file that could not be decoded (damaged packets
-            are left out, and what follows moves up); without it the sentence is an `AudioWarning`.
+            are left out, and what follows moves up), and for channels that were not averaged; without it the sentence
+            is an `AudioWarning`.
         on_cut: receives one sentence after the last block of a file that breaks off before its end; without it that
             is an error. What says nothing of its length, such as an mp3 without a Xing header, is taken as whole.
 
@@ -88,42 +95,60 @@ def stream_audio(
     if block_samples < 1:
         raise AudioError(f"A block of {block_samples} samples is not possible: give 1 or more.")
     if isinstance(source, np.ndarray | torch.Tensor):
-        name, chunks = "The array", _array_chunks(source, _array_rate(sampling_rate))
+        name, chunks = "The array", _array_chunks(source, _array_rate(sampling_rate), channel_axis)
     else:
+        if channel_axis is not None:
+            raise AudioError("A channel_axis was given with an encoded file, which states its own: leave it out.")
         if sampling_rate is not None:
             raise AudioError(
                 f"A sampling rate of {sampling_rate} Hz was given with an encoded file, which states its own: "
                 "leave sampling_rate out, it belongs to arrays."
             )
         name, chunks = source_name(source), file_chunks(source, on_warning or _warn, on_cut)
-    yield from _blocks(_resampled(_mono(chunks, name)), block_samples, name)
+    yield from _blocks(_resampled(_mono(chunks, name, on_warning or _warn)), block_samples, name)
 
 
 def stream_chunks(
-    chunks: Iterable[np.ndarray | torch.Tensor], sampling_rate: float | None = None, block_samples: int = WINDOW_SAMPLES
+    chunks: Iterable[np.ndarray | torch.Tensor | bytes],
+    sampling_rate: float | None = None,
+    block_samples: int = WINDOW_SAMPLES,
+    *,
+    sample_format: str | None = None,
+    channels: int | None = None,
+    channel_axis: int | None = None,
+    on_warning: Callable[[str], None] | None = None,
 ) -> Iterator[np.ndarray]:
     """As `stream_audio`, for samples that come bit by bit, of a microphone or a call: each block as soon as it is full.
 
-    In what chunks they come changes nothing.
+    In what chunks they come changes nothing. Of several channels half a second is held, until it is known whether they
+    cancel.
 
     Args:
-        chunks: float within -1…1, or integers, as `stream_audio` has arrays; any length each, also none.
-        sampling_rate: Hz, of all of them.
+        chunks: float within -1…1, or integers, as `stream_audio` has arrays, or bytes; any length each, also none.
+        sampling_rate: Hz, of all of them (16,000 if None).
+        sample_format, channels, channel_axis: how the chunks hold them, see `fastslm.arrays.stream_samples`. Bytes
+            need a format, such as `s16le`.
+        on_warning: as `stream_audio`; told at once where channels cancel for the first time, and of all at the end.
     """
-    rate = _array_rate(sampling_rate)
-    found = (Chunk(_two_axes(chunk), rate) for chunk in chunks if len(chunk))
-    yield from _blocks(_resampled(_mono(found, "The stream")), block_samples, "The stream")
+    rate, tell = _array_rate(sampling_rate), on_warning or _warn
+    samples = stream_samples(
+        chunks, sample_format=sample_format, channels=channels, channel_axis=channel_axis, on_warning=tell
+    )
+    found = (Chunk(own, rate) for own in samples)
+    yield from _blocks(_resampled(_mono(found, "The stream", tell, at_once=True)), block_samples, "The stream")
 
 
 def load_audio(
     source: AudioSource,
     sampling_rate: float | None = None,
     *,
+    channel_axis: int | None = None,
     on_warning: Callable[[str], None] | None = None,
     on_cut: Callable[[str], None] | None = None,
 ) -> np.ndarray:
     """The whole recording as one float32 array (samples,), 16 kHz mono. Arguments and errors are `stream_audio`'s."""
-    return np.concatenate(list(stream_audio(source, sampling_rate, on_warning=on_warning, on_cut=on_cut)))
+    remarks = {"on_warning": on_warning, "on_cut": on_cut}
+    return np.concatenate(list(stream_audio(source, sampling_rate, channel_axis=channel_axis, **remarks)))
 
 
 def require_whole(source: AudioSource) -> None:
@@ -151,7 +176,7 @@ def probe_duration(source: AudioSource, sampling_rate: float | None = None) -> f
         AudioError: as `stream_audio`, for what shows without decoding.
     """
     if isinstance(source, np.ndarray | torch.Tensor):
-        return max(_two_axes(source).shape) / _array_rate(sampling_rate)
+        return channels_first(source).shape[1] / _array_rate(sampling_rate)
     if sampling_rate is not None:
         raise AudioError("A sampling rate was given with an encoded file, which states its own: leave it out.")
     with opened(source) as file:
@@ -169,9 +194,17 @@ def probe_duration(source: AudioSource, sampling_rate: float | None = None) -> f
 # From chunks as they were found to blocks at 16 kHz
 
 
-def _mono(chunks: Iterable[Chunk], name: str) -> Iterator[tuple[np.ndarray, float]]:
-    """Float32 (samples,) with its rate: integers scaled by their full range, channels averaged; refuses non-numbers."""
+def _mono(
+    chunks: Iterable[Chunk], name: str, on_warning: Callable[[str], None], *, at_once: bool = False
+) -> Iterator[tuple[np.ndarray, float]]:
+    """Float32 (samples,) with its rate: integers scaled by their full range, channels mixed; refuses non-numbers.
+
+    Args:
+        on_warning: told of channels that are not averaged, at the end.
+        at_once: tell it when that first happens, too.
+    """
     seconds = 0.0
+    mixer, shape = None, None
     for samples, rate in chunks:
         if not samples.size:
             continue
@@ -194,8 +227,27 @@ def _mono(chunks: Iterable[Chunk], name: str) -> Iterator[tuple[np.ndarray, floa
                 f"{name} holds float samples up to {peak:.6g}, but they are to lie within -1…1: divide them by the "
                 "full scale of the integers they were made of."
             )
+        # Another rate or number of channels, in a chained file, begins anew.
+        if mixer is not None and shape != (len(scaled), rate):
+            yield from ((piece, mixer.rate) for piece in mixer.end())
+            for sentence in mixer.remarks(name):
+                on_warning(sentence)
+            mixer = None
+        if len(scaled) == 1:
+            yield scaled[0], rate
+        else:
+            if mixer is None:
+                mixer, shape = Mixer(rate, seconds), (len(scaled), rate)
+            for piece in mixer.mix(scaled):
+                if at_once:
+                    for sentence in mixer.news(name):
+                        on_warning(sentence)
+                yield piece, rate
         seconds += scaled.shape[1] / rate
-        yield (scaled[0] if len(scaled) == 1 else scaled.mean(axis=0)), rate
+    if mixer is not None:
+        yield from ((piece, mixer.rate) for piece in mixer.end())
+        for sentence in mixer.remarks(name):
+            on_warning(sentence)
 
 
 def _resampled(pieces: Iterable[tuple[np.ndarray, float]]) -> Iterator[np.ndarray]:
@@ -258,37 +310,8 @@ def _array_rate(sampling_rate: float | None) -> float:
     return float(sampling_rate)
 
 
-def _two_axes(array: np.ndarray | torch.Tensor) -> np.ndarray:
-    """A view as (channels, samples); the longer axis is time. Refuses what is no recording by its shape or type."""
-    if isinstance(array, torch.Tensor):
-        if array.is_complex():
-            raise _wrong_type(str(array.dtype))
-        tensor = array.detach().cpu()
-        # NumPy has no bfloat16
-        array = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
-    known = array.dtype.kind == "f" or (array.dtype.kind + str(array.dtype.itemsize)) in ("i1", "i2", "i4", "u1")
-    if not known:
-        raise _wrong_type(str(array.dtype))
-    if array.ndim not in (1, 2):
-        raise AudioError(
-            f"The array has {array.ndim} axes, (samples,) or (channels, samples) is allowed: give one recording."
-        )
-    if not array.size:
-        raise AudioError(f"The array has shape {array.shape} and holds no samples: give a recording of some length.")
-    if array.ndim == 1:
-        return array[None]
-    return array if array.shape[1] >= array.shape[0] else array.T
-
-
-def _wrong_type(dtype: str) -> AudioError:
-    return AudioError(
-        f"The array's samples are of type {dtype}, but float (within -1…1), int8, int16, int32 or uint8 is allowed: "
-        "convert them."
-    )
-
-
-def _array_chunks(array: np.ndarray | torch.Tensor, rate: float) -> Iterator[Chunk]:
-    samples = _two_axes(array)
+def _array_chunks(array: np.ndarray | torch.Tensor, rate: float, channel_axis: int | None) -> Iterator[Chunk]:
+    samples = channels_first(array, channel_axis)
     step = max(1, round(rate * READ_SECONDS))
     for start in range(0, samples.shape[1], step):
         yield Chunk(samples[:, start : start + step], rate)

@@ -10,14 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES, AudioSource, load_audio, probe_duration, stream_audio
+from fastslm.audio import WINDOW_SAMPLES, AudioSource, load_audio, probe_duration, stream_audio
 from fastslm.errors import AudioError
 from fastslm.features import file_mel, window_mel
 from fastslm.longform.cuts import Cuts, cut
-
-# A window is silent where no half second of it is louder than this, relative to full scale.
-SILENCE_DBFS = -60.0
-STRETCH_SAMPLES = SAMPLE_RATE // 2
+from fastslm.loudness import is_silent
 
 
 @dataclass
@@ -132,15 +129,6 @@ class Hearing:
             features = None if index < self.known else window_mel([window], self.mel_bins)[0]
             yield window, features
             del window, features
-
-
-def is_silent(samples: np.ndarray) -> bool:
-    """Whether no half second is louder than `SILENCE_DBFS`: digital silence, and the noise of quantising it."""
-    loudest = 0.0
-    for start in range(0, len(samples), STRETCH_SAMPLES):
-        stretch = samples[start : start + STRETCH_SAMPLES]
-        loudest = max(loudest, float(np.mean(np.square(stretch, dtype=np.float64))))
-    return loudest < 10 ** (SILENCE_DBFS / 10)
 
 
 def _file_stamp(source: AudioSource) -> tuple[int, int, int] | None:

@@ -17,11 +17,11 @@ from fastslm.errors import OptionError
 from fastslm.features import window_mel
 from fastslm.longform.cuts import Cuts, check_cuts, cut
 from fastslm.longform.encoder import WindowEncoder
-from fastslm.longform.hearing import is_silent
 from fastslm.longform.memory import MemoryFacts, SpeechMemory
 from fastslm.longform.numeric_options import is_real
 from fastslm.longform.results import Segment
 from fastslm.longform.transcription import Transcriber, TranscriptionOptions
+from fastslm.loudness import is_silent
 
 # How much sound is listened to in one go. Less makes no text come sooner that is not asked for so often.
 STEP_SAMPLES = SAMPLE_RATE // 10
