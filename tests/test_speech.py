@@ -81,7 +81,7 @@ def test_silence_gives_empty_text_and_says_so(tiny: FastSLM) -> None:
     result = tiny.transcribe(np.zeros(40 * 16_000, np.float32))
     assert result.text == ""
     assert result.finish_reason == "silence"
-    assert result.warnings == ("No speech was heard from 0:00 to 0:40.",)
+    assert result.warnings == ("No speech was heard from 0:00 to 0:40 (40.0 s).",)
     assert result.usage.seconds_heard == 0
 
 
@@ -90,7 +90,7 @@ def test_a_silent_window_between_others_is_the_only_one_that_is_empty(tiny: Fast
     recording[30 * 16_000 : 60 * 16_000] = 1e-5
     result = tiny.transcribe(recording)
     assert [bool(segment.text) for segment in result.segments] == [True, False, True]
-    assert result.warnings == ("No speech was heard from 0:30 to 1:00.",)
+    assert result.warnings == ("No speech was heard from 0:30 to 1:00 (30.0 s).",)
     assert result.usage.seconds_heard == pytest.approx(60)
 
 
