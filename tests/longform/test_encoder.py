@@ -113,8 +113,6 @@ def test_a_bad_recording_among_many_is_an_error_not_a_gap(tiny: FastSLM) -> None
         list(tiny.encoder.encode_many([("good", noise(1)), ("bad", noise(0.01))]))
 
 
-
-
 # Cuts
 
 
