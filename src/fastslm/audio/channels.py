@@ -76,6 +76,7 @@ class Mixer:
         self._told_from = told_from
         self._before: np.ndarray | None = None  # weights of the last block; None: the plain mean
         self._begun = False
+        self._follows = False  # sound just before: at a beginning there is nothing to fade from
         self._chosen = 0
         self._noisy: set[int] = set()
         self._still: dict[int, int] = {}  # for how many blocks a channel only stood
@@ -103,7 +104,7 @@ class Mixer:
     def rest(self, until: float) -> Iterator[np.ndarray]:
         """What is left before a silence up to a second of the recording. What is known of the channels still holds."""
         yield from self.end()
-        self._position = until
+        self._position, self._follows = until, False
 
     def remarks(self, name: str) -> list[str]:
         """What was done but to take the mean, a sentence each."""
@@ -148,8 +149,8 @@ class Mixer:
         before, self._before = self._before, weights
         self._position += seconds
         mixed = _weighted(channels, mean, weights)
-        begun, self._begun = self._begun, True
-        if begun and not _alike(before, weights):
+        follows, self._follows, self._begun = self._follows, True, True
+        if follows and not _alike(before, weights):
             fade = min(self._fade, len(mixed))
             share = np.arange(1, fade + 1, dtype=np.float32) / fade
             old = _weighted(channels[:, :fade], mean[:fade], before)
