@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from long_memory import long_memory
+from sounds import decibels, speech_like
 from tiny_fastslm import CONTEXT, MakeCheckpoint, make_checkpoint, noise, tiny, tiny_checkpoint
 
 from fastslm.audio import WINDOW_SECONDS
@@ -82,8 +83,38 @@ def test_silence_gives_empty_text_and_says_so(tiny: FastSLM) -> None:
     result = tiny.transcribe(np.zeros(40 * 16_000, np.float32))
     assert result.text == ""
     assert result.finish_reason == "silence"
-    assert result.warnings == ("No speech was heard from 0:00 to 0:40.",)
+    assert result.warnings == ("No speech was heard from 0:00 to 0:40 (40.0 s).",)
     assert result.usage.seconds_heard == 0
+
+
+@pytest.mark.fault
+def test_the_seconds_that_were_not_read_are_in_warnings_and_json(tiny: FastSLM) -> None:
+    recording = noise(70.4)
+    recording[30 * 16_000 : 60 * 16_000] = 0
+    for result in (tiny.transcribe(recording), tiny.ask(recording, "What is said?")):
+        assert "No speech was heard from 0:30 to 1:00 (30.0 s)." in result.warnings
+        usage = result.as_dict()["usage"]
+        assert (usage["seconds_silent"], usage["seconds_heard"]) == (30, 40.4)
+    short = tiny.transcribe(np.concatenate([recording[: 60 * 16_000], np.zeros(3_200, np.float32)]))
+    assert "No speech was heard from 0:30 to 1:00 (30.2 s)." in short.warnings
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("gain", [-25, -50, -70])
+def test_quiet_speech_is_read_as_the_loud_one_is(tiny: FastSLM, gain: int) -> None:
+    loud = speech_like(5)
+    result = tiny.transcribe(loud * decibels(gain))
+    assert result.finish_reason == "stop"
+    assert result.text == tiny.transcribe(loud * decibels(-40)).text
+    assert result.usage.seconds_silent == 0
+
+
+@pytest.mark.fault
+def test_the_result_says_that_channels_cancel(tiny: FastSLM) -> None:
+    opposed = np.stack([speech_like(5), -speech_like(5)])
+    result = tiny.transcribe(opposed)
+    assert result.text == tiny.transcribe(speech_like(5)).text
+    assert ["cancel one another in 5.0 s" in warning for warning in result.as_dict()["warnings"]] == [True]
 
 
 def test_a_silent_window_between_others_is_the_only_one_that_is_empty(tiny: FastSLM) -> None:
@@ -91,7 +122,7 @@ def test_a_silent_window_between_others_is_the_only_one_that_is_empty(tiny: Fast
     recording[30 * 16_000 : 60 * 16_000] = 1e-5
     result = tiny.transcribe(recording)
     assert [bool(segment.text) for segment in result.segments] == [True, False, True]
-    assert result.warnings == ("No speech was heard from 0:30 to 1:00.",)
+    assert result.warnings == ("No speech was heard from 0:30 to 1:00 (30.0 s).",)
     assert result.usage.seconds_heard == pytest.approx(60)
 
 

@@ -1,6 +1,7 @@
 """Waveforms at 16 kHz → log-mel windows (windows, n_mels, 3000), in the two ways that FastSLM checkpoints expect.
 
 The log-mel itself is Whisper's: by transformers' `WhisperFeatureExtractor` of a window, in float64 of a whole file.
+Quiet speech is raised before it (`fastslm.audio.loudness`), for a log-mel is not the same at every level.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import torch
 from transformers import WhisperFeatureExtractor
 
 from fastslm.audio import PAD_TO_SAMPLES, SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SECONDS
+from fastslm.audio.loudness import levelled, levelled_file
 from fastslm.errors import AudioError, OptionError
 
 HOP_SAMPLES = 160
@@ -52,7 +54,7 @@ def extract_features(waveform: np.ndarray, n_mels: int, mode: MelMode = "window"
 
 
 def window_mel(windows: Sequence[np.ndarray], n_mels: int) -> torch.Tensor:
-    """Each window's own log-mel, as Whisper's feature extractor computes it by default.
+    """Each window's own log-mel, as Whisper's feature extractor computes it by default, its quiet speech raised.
 
     A window's log-mel does not depend, to the last bit, on what else is in the file or in the call.
 
@@ -75,7 +77,7 @@ def window_mel(windows: Sequence[np.ndarray], n_mels: int) -> torch.Tensor:
                 "cut it with stream_audio."
             )
         # One by one: a batch is copied several times on its way and takes about twice the time a window.
-        row.copy_(extractor(window, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features[0])
+        row.copy_(extractor(levelled(window), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features[0])
     return features
 
 
@@ -83,7 +85,8 @@ def file_mel(waveform: np.ndarray, n_mels: int) -> torch.Tensor:
     """One log-mel over the whole file, cut into windows: what the authors' checkpoint was trained on.
 
     The clamp at `max - 8` is taken over the whole file, and the last window is padded with 0.0 in the mel domain, which
-    is not what silence gives. The waveform must therefore be held whole; `window` mode streams.
+    is not what silence gives. The waveform must therefore be held whole; `window` mode streams. A file that is quiet
+    from beginning to end is raised by one factor, which the authors' code does not do; a part of a loud one is not.
 
     Args:
         waveform: float32 (samples,), 16 kHz mono; under 1 s it is padded with zeros to 1 s.
@@ -95,7 +98,8 @@ def file_mel(waveform: np.ndarray, n_mels: int) -> torch.Tensor:
     Raises:
         AudioError: a waveform that is empty or not (samples,).
     """
-    samples = _padded(waveform)
+    _padded(waveform)  # refuses what is no recording
+    samples = _padded(levelled_file(waveform))
     frames = len(samples) // HOP_SAMPLES
     features = torch.zeros(-(-frames // WINDOW_FRAMES), n_mels, WINDOW_FRAMES)
     # Window by window with what its outermost frames see of its neighbours: an hour at once would take 4 GB.

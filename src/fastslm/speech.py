@@ -233,6 +233,9 @@ class FastSLM:
         chunks: Iterable[LiveChunk],
         *,
         sampling_rate: float | None = None,
+        sample_format: str | None = None,
+        channels: int | None = None,
+        channel_axis: int | None = None,
         cuts: Cuts | None = None,
         update_seconds: float = UPDATE_SECONDS,
         **options: Any,
@@ -242,7 +245,12 @@ class FastSLM:
         The final texts together are what `transcribe` gives for the same sound as a file. What is held is one window.
 
         Args:
-            chunks, sampling_rate, update_seconds: see `fastslm.longform.live.transcribe_stream`.
+            chunks: arrays or bytes, of any length each, or with their times `TimedSamples` or PyAV's frames.
+            sampling_rate: Hz (16,000 if None).
+            sample_format, channels, channel_axis: how the chunks hold their samples: bytes from PyAudio are
+                `sample_format="s16le", channels=1`, arrays from sounddevice `channel_axis=1`; see
+                `fastslm.longform.live.transcribe_stream`.
+            update_seconds: new sound between two partial texts.
             cuts: those of `encode`.
             options: those of `TranscriptionOptions`.
 
@@ -258,6 +266,9 @@ class FastSLM:
             chunks,
             chosen,
             sampling_rate=sampling_rate,
+            sample_format=sample_format,
+            channels=channels,
+            channel_axis=channel_axis,
             cuts=cuts or own_cuts(self.model),
             update_seconds=update_seconds,
         )

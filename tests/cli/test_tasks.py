@@ -194,7 +194,7 @@ def test_silence_is_no_error_and_gives_no_text(fastslm, tmp_path: Path, encode) 
     silent = encode(tmp_path / "silent.wav", np.zeros(32_000, np.float32))
     status, out, err = fastslm("transcribe", silent)
     assert (status, out) == (0, "\n")
-    assert _said(err) == [f"fastslm: warning: {silent}: No speech was heard from 0:00 to 0:02."]
+    assert _said(err) == [f"fastslm: warning: {silent}: No speech was heard from 0:00 to 0:02 (2.0 s)."]
 
 
 @pytest.mark.parametrize(("rate", "channels"), [(8_000, 1), (192_000, 8)])

@@ -16,7 +16,6 @@ from fastslm.features import extract_features
 from fastslm.loading import load
 from fastslm.longform.cuts import CUTS, Cuts
 from fastslm.longform.encoder import WindowEncoder, fast_dtype
-from fastslm.longform.hearing import SILENCE_DBFS, is_silent
 from fastslm.speech import FastSLM
 
 
@@ -112,14 +111,6 @@ def test_the_hash_is_that_of_the_sound_not_of_the_file(tiny: FastSLM, tmp_path, 
 def test_a_bad_recording_among_many_is_an_error_not_a_gap(tiny: FastSLM) -> None:
     with pytest.raises(AudioError):
         list(tiny.encoder.encode_many([("good", noise(1)), ("bad", noise(0.01))]))
-
-
-@pytest.mark.parametrize(("above", "silent"), [(-6, True), (6, False)])
-def test_silence_is_what_stays_below_its_level_in_every_half_second(above: float, silent: bool) -> None:
-    level = 10 ** ((SILENCE_DBFS + above) / 20)
-    samples = np.zeros(160_000, np.float32)
-    samples[80_000:88_000] = level
-    assert is_silent(samples) is silent
 
 
 # Cuts

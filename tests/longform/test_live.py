@@ -100,9 +100,48 @@ def test_the_chunks_in_which_sound_comes_change_nothing(rate: int, size: int, bl
     assert {len(own) for own in blocks[:-1]} <= {block}
 
 
+@pytest.mark.fault
+@pytest.mark.parametrize("size", [640, 1_001, 2_048])
+def test_bytes_of_a_microphone_give_the_texts_that_their_samples_give(tiny: FastSLM, size: int) -> None:
+    integers = np.round(RECORDING[: 16_000 * 4] * 2**15).clip(-(2**15), 2**15 - 1).astype(np.int16)
+    content = integers.tobytes()
+    chunks = [content[start : start + size] for start in range(0, len(content), size)]
+    (text,) = tiny.transcribe_stream(chunks, sampling_rate=16_000, sample_format="s16le", channels=1, update_seconds=9)
+    assert text.segment.text == tiny.transcribe(integers).text
+    assert text.segment.end == 4
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("size", [1, 2, 1_600])
+def test_stereo_in_chunks_of_any_size_gives_the_text_of_the_file(tiny: FastSLM, size: int) -> None:
+    stereo = np.stack([RECORDING[:8_000], RECORDING[16_000:24_000]], axis=1)
+    chunks = [stereo[start : start + size] for start in range(0, len(stereo), size)]
+    (text,) = tiny.transcribe_stream(chunks, channel_axis=1)
+    assert text.segment.text == tiny.transcribe(stereo).text
+
+
+@pytest.mark.fault
+def test_a_stream_whose_channels_cancel_is_read_and_says_so(tiny: FastSLM) -> None:
+    opposed = np.stack([RECORDING[:80_000], -RECORDING[:80_000]])
+    live = list(tiny.transcribe_stream(np.split(opposed, 50, axis=1), update_seconds=1))
+    assert live[-1].segment.text == tiny.transcribe(RECORDING[:80_000]).text
+    said = [sentence for text in live for sentence in text.warnings]
+    assert ["cancel one another at 0.0 s" in said[0], "cancel one another in 5.0 s" in said[-1]] == [True, True]
+    assert len(said) == 2
+    assert live[0].warnings == (said[0],)
+
+
+@pytest.mark.fault
+def test_bytes_of_no_stated_format_are_a_sentence(tiny: FastSLM) -> None:
+    with pytest.raises(AudioError, match="do not tell what they hold"):
+        next(tiny.transcribe_stream([bytes(64_000)]))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"sample_format": "s16"}, "There is no sample format"),
+        ({"channel_axis": 3}, "channel_axis is 3"),
         ({"update_seconds": 0}, "is 0, more than 0"),
         ({"update_seconds": "2"}, "is '2', more than 0"),
         ({"update_seconds": None}, "is None, more than 0"),

@@ -110,7 +110,7 @@ def test_a_window_in_which_no_letter_is_heard_is_not_read_unless_that_is_asked_f
     memory = _numbers(looping, 1, 0, 2)
     result = _transcribe(looping, memory)
     assert [segment.finish_reason for segment in result.segments] == ["stop", "silence", "stop"]
-    assert result.warnings == ("No speech was heard from 0:30 to 1:00.",)
+    assert result.warnings == ("No speech was heard from 0:30 to 1:00 (30.0 s).",)
     assert _transcribe(looping, memory, no_speech="read").segments[1].text == "said"
 
 

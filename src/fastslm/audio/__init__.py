@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -14,6 +15,8 @@ import soxr
 import torch
 from av.audio.frame import AudioFrame
 
+from fastslm.audio.arrays import channels_first, check_stated, stream_samples
+from fastslm.audio.channels import Mixer
 from fastslm.audio.clock import Clock
 from fastslm.audio.decode import (
     READ_SECONDS,
@@ -62,6 +65,7 @@ def stream_audio(
     sampling_rate: float | None = None,
     block_samples: int = WINDOW_SAMPLES,
     *,
+    channel_axis: int | None = None,
     part: Part = WHOLE,
     strict: bool = False,
     on_warning: OnWarning | None = None,
@@ -76,15 +80,17 @@ def stream_audio(
     Args:
         source: a path, an encoded file's content (`bytes`, or a binary file object, read from where it stands), or
             samples. Samples are float within -1…1, or integers (8, 16 or 32 bits), which are divided by their full
-            scale; of a 2-D array the longer axis is time, so (channels, samples) and (samples, channels) both do.
-            Channels are averaged. A file that breaks off is read as far as it goes, and files of one format that were
-            joined are read one after another.
+            scale; (samples,), (channels, samples) and (samples, channels) all do. Channels are averaged, unless they
+            cancel or one is only noise (`fastslm.audio.channels`). A file that breaks off is read as far as it goes,
+            and files of one format that were joined are read one after another.
         sampling_rate: Hz, of an array (16,000 if None). A file states its own, and giving one is an error.
         block_samples: samples of a block, at 16 kHz.
+        channel_axis: of an array with two axes, which is that of the channels; needed only if both are longer than
+            any number of channels (`fastslm.audio.arrays.channels_first`).
         part: what of the recording is read: a track, from a second on, for so many seconds.
         strict: whether a file that breaks off is an error.
-        on_warning: receives one sentence for each thing inside the file that could not be decoded or was not read;
-            without it the sentence is an `AudioWarning`.
+        on_warning: receives one sentence for each thing inside the file that could not be decoded or was not read,
+            and for channels that were not averaged; without it the sentence is an `AudioWarning`.
         on_partial: receives one sentence after the last block of a file that breaks off, and the seconds that are
             missing, `None` where that is not known; without it the sentence is a warning. What says nothing of its
             length, such as an mp3 without a Xing header, is taken as whole.
@@ -104,8 +110,10 @@ def stream_audio(
     if isinstance(source, np.ndarray | torch.Tensor):
         if part.track is not None:
             raise OptionError(f"Track {part.track} was asked of an array, tracks are a file's: leave it out.")
-        name, chunks = "The array", _array_chunks(source, _array_rate(sampling_rate))
+        name, chunks = "The array", _array_chunks(source, _array_rate(sampling_rate), channel_axis)
     else:
+        if channel_axis is not None:
+            raise AudioError("A channel_axis was given with an encoded file, which states its own: leave it out.")
         if sampling_rate is not None:
             raise AudioError(
                 f"A sampling rate of {sampling_rate} Hz was given with an encoded file, which states its own: "
@@ -115,48 +123,90 @@ def stream_audio(
         until = None if part.duration is None else part.end
         on_partial = on_partial or (lambda sentence, _: warn(sentence))
         chunks = file_chunks(source, warn, on_partial, track=part.track, until=until, strict=strict)
-    yield from _blocks(_only(part, _resampled(_mono(chunks, name)), name), block_samples, name)
+    mixing = _Mixing(name, warn, told_from=part.start)
+    yield from _blocks(_only(part, _resampled(_mono(chunks, mixing)), name), block_samples, name)
+    mixing.conclude()
 
 
-LiveChunk = np.ndarray | torch.Tensor | TimedSamples | AudioFrame
+LiveChunk = np.ndarray | torch.Tensor | bytes | bytearray | memoryview | TimedSamples | AudioFrame
 
 
 def stream_chunks(
-    chunks: Iterable[LiveChunk], sampling_rate: float | None = None, block_samples: int = WINDOW_SAMPLES
+    chunks: Iterable[LiveChunk],
+    sampling_rate: float | None = None,
+    block_samples: int = WINDOW_SAMPLES,
+    *,
+    sample_format: str | None = None,
+    channels: int | None = None,
+    channel_axis: int | None = None,
+    on_warning: OnWarning | None = None,
 ) -> Iterator[np.ndarray]:
     """As `stream_audio`, for samples that come bit by bit, of a microphone or a call: each block as soon as it is full.
 
     In what chunks they come changes nothing. Where they carry times, as packets of a call do, what was lost between
-    them is silence, what comes twice is left out, and jitter changes nothing.
+    them is silence, what comes twice is left out, and jitter changes nothing. Of several channels half a second is
+    held, until it is known whether they cancel.
 
     Args:
-        chunks: float within -1…1, or integers, as `stream_audio` has arrays; any length each, also none. With times
-            they are `TimedSamples`, or PyAV's frames (`av.AudioFrame`), which state their own rate. The stream begins
-            at second 0, or with the first sound if that is later than a minute: who joins a call has its clock.
-        sampling_rate: Hz, of all that do not state it.
+        chunks: float within -1…1, or integers, as `stream_audio` has arrays, or bytes; any length each, also none. With
+            times they are `TimedSamples` of these, or PyAV's frames (`av.AudioFrame`), which state their own rate and
+            channels. The stream begins at second 0, or with the first sound if that is later than a minute: who joins a
+            call has its clock.
+        sampling_rate: Hz, of all that do not state it (16,000 if None).
+        sample_format, channels, channel_axis: how the chunks hold their samples, see
+            `fastslm.audio.arrays.stream_samples`. Bytes need a format, such as `s16le`.
+        on_warning: as `stream_audio`; told at once where channels cancel for the first time, and of all at the end.
+
+    Raises:
+        AudioError: as `stream_audio`; a chunk is not what was stated.
+        OptionError: what is stated cannot be.
     """
-    yield from _blocks(
-        _resampled(_mono(_live_chunks(chunks, sampling_rate), "The stream")), block_samples, "The stream"
-    )
+    tell = on_warning or _warn
+    rate = _array_rate(sampling_rate)
+    check_stated(sample_format, channels, channel_axis)
+    stated = {"sample_format": sample_format, "channels": channels, "channel_axis": channel_axis}
+    alien = [word for word, value in {"sampling_rate": sampling_rate, **stated}.items() if value is not None]
+
+    def found() -> Iterator[tuple[Chunk, float | None]]:
+        for are_frames, own in groupby(chunks, lambda chunk: isinstance(chunk, AudioFrame)):
+            if not are_frames:
+                yield from _stated_chunks(own, rate, on_warning=tell, **stated)
+            elif alien:
+                raise AudioError(f"{alien[0]} was given with frames, which state their own: leave it out.")
+            else:
+                yield from map(_frame_chunk, own)
+
+    mixing = _Mixing("The stream", tell, at_once=True)
+    yield from _blocks(_resampled(_mono(_on_clock(found()), mixing)), block_samples, "The stream")
+    mixing.conclude()
 
 
-def _live_chunks(chunks: Iterable[LiveChunk], sampling_rate: float | None) -> Iterator[Chunk | Silence]:
-    rate, clock = _array_rate(sampling_rate), Clock()
-    for chunk in chunks:
-        second = None
-        if isinstance(chunk, AudioFrame):
-            if sampling_rate is not None:
-                raise AudioError("A sampling rate was given with frames, which state their own: leave it out.")
-            found = Chunk(frame_samples(chunk), chunk.sample_rate)
-            second = None if chunk.pts is None else float(chunk.pts * (chunk.time_base or 0))
-        else:
+def _stated_chunks(chunks: Iterable[Any], rate: float, **stated: Any) -> Iterator[tuple[Chunk, float | None]]:
+    """Arrays and bytes, with the second at which each begins if it has a time; options are `stream_samples`'s."""
+    second = None
+
+    def untimed() -> Iterator[Any]:
+        nonlocal second
+        for chunk in chunks:
             samples, second = chunk if isinstance(chunk, TimedSamples) else (chunk, None)
-            if not len(samples):
-                continue
-            found = Chunk(_two_axes(samples), rate)
+            yield samples
+
+    # One chunk makes at most one, so `second` is its own; what a chunk before has left is less than a sample.
+    for samples in stream_samples(untimed(), **stated):
+        yield Chunk(samples, rate), second
+
+
+def _frame_chunk(frame: AudioFrame) -> tuple[Chunk, float | None]:
+    second = None if frame.pts is None else float(frame.pts * (frame.time_base or 0))
+    return Chunk(frame_samples(frame), frame.sample_rate), second
+
+
+def _on_clock(found: Iterable[tuple[Chunk, float | None]]) -> Iterator[Chunk | Silence]:
+    clock = Clock()
+    for chunk, second in found:
         if second is not None and not clock.position and not 0 <= second <= JOINED_SECONDS:
             clock.begin(second, None)
-        yield from placed(clock, found, second)
+        yield from placed(clock, chunk, second)
 
 
 def load_audio(source: AudioSource, sampling_rate: float | None = None, **options: Any) -> np.ndarray:
@@ -164,7 +214,9 @@ def load_audio(source: AudioSource, sampling_rate: float | None = None, **option
     return np.concatenate(list(stream_audio(source, sampling_rate, **options)))
 
 
-def probe_duration(source: AudioSource, sampling_rate: float | None = None, part: Part = WHOLE) -> float | None:
+def probe_duration(
+    source: AudioSource, sampling_rate: float | None = None, part: Part = WHOLE, *, channel_axis: int | None = None
+) -> float | None:
     """Seconds of a recording as its container states or FFmpeg estimates them, without decoding; None if neither can.
 
     They are counted from the beginning of the container's clock, as `stream_audio` does. A file object is left where
@@ -172,12 +224,13 @@ def probe_duration(source: AudioSource, sampling_rate: float | None = None, part
 
     Args:
         part: of which the seconds are.
+        sampling_rate, channel_axis: of an array, as `stream_audio` has them.
 
     Raises:
         AudioError: as `stream_audio`, for what shows without decoding; OptionError, there is no such track.
     """
     if isinstance(source, np.ndarray | torch.Tensor):
-        total = max(_two_axes(source).shape) / _array_rate(sampling_rate)
+        total = channels_first(source, channel_axis).shape[1] / _array_rate(sampling_rate)
     elif sampling_rate is not None:
         raise AudioError("A sampling rate was given with an encoded file, which states its own: leave it out.")
     else:
@@ -188,11 +241,49 @@ def probe_duration(source: AudioSource, sampling_rate: float | None = None, part
 # From chunks as they were found to blocks at 16 kHz
 
 
-def _mono(chunks: Iterable[Chunk | Silence], name: str) -> Iterator[tuple[np.ndarray, float] | Silence]:
-    """Float32 (samples,) with its rate: integers scaled by their full range, channels averaged; refuses non-numbers."""
+class _Mixing:
+    """The mixers of one recording, and what they are told to say.
+
+    Args:
+        name: of the recording.
+        on_warning: told of channels that are not averaged, once all is read.
+        told_from: second before which nothing is told.
+        at_once: tell it when that first happens, too.
+    """
+
+    def __init__(self, name: str, on_warning: OnWarning, *, told_from: float = 0.0, at_once: bool = False) -> None:
+        self.name = name
+        self._tell, self._told_from, self._at_once = on_warning, told_from, at_once
+        self._mixers: list[Mixer] = []
+
+    def begin(self, rate: float, second: float) -> Mixer:
+        """A mixer for what comes now, of this rate and number of channels."""
+        self._mixers.append(Mixer(rate, second, self._told_from))
+        return self._mixers[-1]
+
+    def heard(self) -> None:
+        """Some more is mixed."""
+        if self._at_once:
+            for sentence in self._mixers[-1].news(self.name):
+                self._tell(sentence)
+
+    def conclude(self) -> None:
+        """All is read."""
+        for mixer in self._mixers:
+            for sentence in mixer.remarks(self.name):
+                self._tell(sentence)
+
+
+def _mono(chunks: Iterable[Chunk | Silence], mixing: _Mixing) -> Iterator[tuple[np.ndarray, float] | Silence]:
+    """Float32 (samples,) with its rate: integers scaled by their full range, channels mixed; refuses non-numbers."""
+    name = mixing.name
     seconds = 0.0
+    mixer, shape = None, None
     for chunk in chunks:
         if isinstance(chunk, Silence):
+            if mixer is not None:
+                yield from ((piece, mixer.rate) for piece in mixer.rest(chunk.until))
+                mixing.heard()
             yield chunk
             seconds = chunk.until
             continue
@@ -218,8 +309,21 @@ def _mono(chunks: Iterable[Chunk | Silence], name: str) -> Iterator[tuple[np.nda
                 f"{name} holds float samples up to {peak:.6g}, but they are to lie within -1…1: divide them by the "
                 "full scale of the integers they were made of."
             )
+        # Another rate or number of channels, in a chained file, begins anew.
+        if mixer is not None and shape != (len(scaled), rate):
+            yield from ((piece, mixer.rate) for piece in mixer.end())
+            mixer = None
+        if len(scaled) == 1:
+            yield scaled[0], rate
+        else:
+            if mixer is None:
+                mixer, shape = mixing.begin(rate, seconds), (len(scaled), rate)
+            for piece in mixer.mix(scaled):
+                mixing.heard()
+                yield piece, rate
         seconds += scaled.shape[1] / rate
-        yield (scaled[0] if len(scaled) == 1 else scaled.mean(axis=0)), rate
+    if mixer is not None:
+        yield from ((piece, mixer.rate) for piece in mixer.end())
 
 
 def _resampled(pieces: Iterable[tuple[np.ndarray, float] | Silence]) -> Iterator[np.ndarray]:
@@ -325,37 +429,8 @@ def _array_rate(sampling_rate: float | None) -> float:
     return float(sampling_rate)
 
 
-def _two_axes(array: np.ndarray | torch.Tensor) -> np.ndarray:
-    """A view as (channels, samples); the longer axis is time. Refuses what is no recording by its shape or type."""
-    if isinstance(array, torch.Tensor):
-        if array.is_complex():
-            raise _wrong_type(str(array.dtype))
-        tensor = array.detach().cpu()
-        # NumPy has no bfloat16
-        array = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
-    known = array.dtype.kind == "f" or (array.dtype.kind + str(array.dtype.itemsize)) in ("i1", "i2", "i4", "u1")
-    if not known:
-        raise _wrong_type(str(array.dtype))
-    if array.ndim not in (1, 2):
-        raise AudioError(
-            f"The array has {array.ndim} axes, (samples,) or (channels, samples) is allowed: give one recording."
-        )
-    if not array.size:
-        raise AudioError(f"The array has shape {array.shape} and holds no samples: give a recording of some length.")
-    if array.ndim == 1:
-        return array[None]
-    return array if array.shape[1] >= array.shape[0] else array.T
-
-
-def _wrong_type(dtype: str) -> AudioError:
-    return AudioError(
-        f"The array's samples are of type {dtype}, but float (within -1…1), int8, int16, int32 or uint8 is allowed: "
-        "convert them."
-    )
-
-
-def _array_chunks(array: np.ndarray | torch.Tensor, rate: float) -> Iterator[Chunk | Silence]:
-    samples = _two_axes(array)
+def _array_chunks(array: np.ndarray | torch.Tensor, rate: float, channel_axis: int | None) -> Iterator[Chunk]:
+    samples = channels_first(array, channel_axis)
     step = max(1, round(rate * READ_SECONDS))
     for start in range(0, samples.shape[1], step):
         yield Chunk(samples[:, start : start + step], rate)

@@ -10,15 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES, AudioSource, load_audio, probe_duration, stream_audio
+from fastslm.audio import WINDOW_SAMPLES, AudioSource, load_audio, probe_duration, stream_audio
+from fastslm.audio.loudness import is_silent
 from fastslm.audio.part import WHOLE, Part
 from fastslm.errors import AudioError
 from fastslm.features import file_mel, window_mel
 from fastslm.longform.cuts import Cuts, cut
-
-# A window is silent where no half second of it is louder than this, relative to full scale.
-SILENCE_DBFS = -60.0
-STRETCH_SAMPLES = SAMPLE_RATE // 2
 
 
 @dataclass
@@ -153,15 +150,6 @@ class Hearing:
             known -= not blank
             yield window, features
             del window, features
-
-
-def is_silent(samples: np.ndarray) -> bool:
-    """Whether no half second is louder than `SILENCE_DBFS`: digital silence, and the noise of quantising it."""
-    loudest = 0.0
-    for start in range(0, len(samples), STRETCH_SAMPLES):
-        stretch = samples[start : start + STRETCH_SAMPLES]
-        loudest = max(loudest, float(np.mean(np.square(stretch, dtype=np.float64))))
-    return loudest < 10 ** (SILENCE_DBFS / 10)
 
 
 def _file_stamp(source: AudioSource) -> tuple[int, int, int] | None:

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from fastslm.audio import SAMPLE_RATE, WINDOW_SAMPLES, LiveChunk, stream_chunks
+from fastslm.audio.loudness import is_silent
 from fastslm.errors import OptionError
 from fastslm.features import window_mel
 from fastslm.longform.cuts import Cuts, check_cuts, cut
 from fastslm.longform.encoder import WindowEncoder
-from fastslm.longform.hearing import is_silent
 from fastslm.longform.memory import MemoryFacts, SpeechMemory
 from fastslm.longform.numeric_options import is_real
 from fastslm.longform.results import Segment
@@ -40,12 +40,14 @@ class LiveText:
         final: whether it stands; else the next one replaces it.
         heard_seconds: how much of the stream had come.
         processing_seconds: of reading it: how far it is behind what was heard.
+        warnings: what there is to say of the sound since the text before, a sentence each: channels that cancel, say.
     """
 
     segment: Segment
     final: bool
     heard_seconds: float
     processing_seconds: float
+    warnings: tuple[str, ...] = ()
 
 
 def transcribe_stream(
@@ -55,28 +57,46 @@ def transcribe_stream(
     options: TranscriptionOptions,
     *,
     sampling_rate: float | None = None,
+    sample_format: str | None = None,
+    channels: int | None = None,
+    channel_axis: int | None = None,
     cuts: Cuts = "fixed",
     update_seconds: float = UPDATE_SECONDS,
 ) -> Iterator[LiveText]:
     """Partial and final texts of a stream, as soon as there are any.
 
     Args:
-        chunks: samples as they come, each of any length, with or without times: see `fastslm.audio.stream_chunks`.
+        chunks: samples as they come, each of any length, with or without times: arrays, bytes, `TimedSamples` or
+            PyAV's frames, see `fastslm.audio.stream_chunks`. In what chunks they come changes nothing.
         options: of the method `window`.
-        sampling_rate: Hz, of the chunks.
+        sampling_rate: Hz, of the chunks (16,000 if None).
+        sample_format: of bytes, which do not tell: `s16le` is PyAudio's paInt16, `f32le` its paFloat32; see
+            `fastslm.audio.arrays.SAMPLE_FORMATS`. A chunk may end inside a sample.
+        channels: how many are interleaved, in bytes or in arrays (samples,); 1 if None.
+        channel_axis: of chunks with two axes: 0 for (channels, samples), 1 for (samples, channels), as sounddevice has
+            them. It may be left out where the first chunk leaves no doubt (`fastslm.audio.arrays.stream_samples`).
         cuts: where a text becomes final: `fixed`, every 30 s; `quiet`, at the quietest place within the last 5 s of
             each 30, which is known when those have come.
         update_seconds: new sound between two partial texts; more of it where the machine is slow.
 
     Raises:
-        OptionError: another method, unknown cuts, or an update that is not positive.
-        AudioError: the chunks are no sound, or end before 0.1 s.
+        OptionError: another method, unknown cuts, an update that is not positive, or an unknown sample format.
+        AudioError: the chunks are no sound, are not what was stated, or end before 0.1 s.
     """
     check_live(encoder, options, cuts, update_seconds)
     for sentence in transcriber.hint_warnings(options):
         warnings.warn(sentence, stacklevel=2)
     window = _LiveWindow(encoder, transcriber, options, cuts, update_seconds)
-    for block in stream_chunks(chunks, sampling_rate, STEP_SAMPLES):
+    blocks = stream_chunks(
+        chunks,
+        sampling_rate,
+        STEP_SAMPLES,
+        sample_format=sample_format,
+        channels=channels,
+        channel_axis=channel_axis,
+        on_warning=window.warnings.append,
+    )
+    for block in blocks:
         yield from window.hear(block)
     yield from window.end()
 
@@ -117,6 +137,7 @@ class _LiveWindow:
         self.options = options
         self.cuts: Cuts = cuts
         self.update_seconds = update_seconds
+        self.warnings: list[str] = []  # that no text was given yet
         self._start = 0  # sample of the stream at which the window begins
         self._blocks: list[np.ndarray] = []
         self._samples = 0
@@ -157,7 +178,9 @@ class _LiveWindow:
             MemoryFacts(self.encoder.fingerprint, "the stream", length, hashlib.sha256(samples.tobytes()).hexdigest()),
         )
         (transcript,) = self.transcriber.transcribe(iter([memory]), self.options, started)
-        return LiveText(_moved(transcript.segments[0], offset), final, heard, monotonic() - started)
+        warnings = tuple(self.warnings)
+        self.warnings.clear()
+        return LiveText(_moved(transcript.segments[0], offset), final, heard, monotonic() - started, warnings)
 
 
 def _moved(segment: Segment, seconds: float) -> Segment:

@@ -29,7 +29,7 @@ from fastslm.longform.prefix_cache import PrefixCache, can_keep
 from fastslm.longform.readers import Reading
 from fastslm.longform.recording_prefix import RecordingPrefixes
 from fastslm.longform.repetition import Repetition, check_repetition, guarded
-from fastslm.longform.results import Answer, FinishReason, Span, Usage, clock, ended
+from fastslm.longform.results import Answer, FinishReason, Span, Usage, clock, ended, without_speech
 from fastslm.longform.rope import check_rope_scaling, positions_limit, rope_scaled
 from fastslm.longform.transcription import joined
 from fastslm.model.modeling import FastSLMForConditionalGeneration
@@ -180,6 +180,7 @@ class Answerer:
                 method="whole" if pieces is None else "map_reduce",
                 prompt_tokens=cost.prompt,
                 cached_tokens=cost.cached,
+                seconds_silent=duration - heard,
             ),
             finish_reason=reason,
             options={**asdict(options), "prefix_file": options.prefix_file and str(options.prefix_file)},
@@ -393,7 +394,7 @@ def _silences(memories: Sequence[SpeechMemory]) -> list[str]:
         pairs = zip(memory.times.tolist(), memory.silent.tolist(), strict=True)
         quiet = joined([(start, end) for (start, end), silent in pairs if silent])
         warnings += memory.facts.warnings
-        warnings += [f"No speech was heard from {clock(start)} to {clock(end)}{of}." for start, end in quiet]
+        warnings += [without_speech(start, end, of) for start, end in quiet]
     return warnings
 
 

@@ -70,6 +70,8 @@ class Usage:
         prompt_tokens: places that passed the language model before it wrote, those of every prompt; 0 where it had no
             part.
         cached_tokens: places that a kept recording saved it.
+        seconds_silent: those in windows in which nothing could be speech. They are not read, or only as a part of one
+            prompt about all.
     """
 
     windows: int
@@ -83,6 +85,7 @@ class Usage:
     method: str
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    seconds_silent: float = 0.0
 
     @property
     def coverage(self) -> float:
@@ -161,6 +164,11 @@ def clock(seconds: float) -> str:
     hours, minutes = divmod(round(seconds) // 60, 60)
     rest = f"{round(seconds) % 60:02}"
     return f"{hours}:{minutes:02}:{rest}" if hours else f"{minutes}:{rest}"
+
+
+def without_speech(start: float, end: float, of: str = "") -> str:
+    """The sentence about seconds in which there is none, to the tenth."""
+    return f"No speech was heard from {clock(start)} to {clock(end)}{of} ({end - start:.1f} s)."
 
 
 def ended(reasons: Sequence[FinishReason]) -> FinishReason:

@@ -30,12 +30,13 @@ from fastslm.longform.readers import (
 )
 from fastslm.longform.recording_prefix import RecordingPrefixes
 from fastslm.longform.repetition import Repetition, check_repetition, guarded
-from fastslm.longform.results import Progress, Segment, Transcript, Usage, Word, clock
+from fastslm.longform.results import Progress, Segment, Transcript, Usage, Word, clock, without_speech
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 from fastslm.prompts import LANGUAGES, language_name
 
 CONTEXT_WINDOWS = 2
+LEAST_SAID = 0.05  # seconds; less without speech is 0.0 s, and not worth a sentence
 
 
 @dataclass(frozen=True)
@@ -369,6 +370,7 @@ def _transcript(
         for (start, end), reading in zip(spans, readings, strict=True)
     )
     heard = sum(segment.end - segment.start for segment in segments if segment.finish_reason == "stop")
+    silent = sum(segment.end - segment.start for segment in segments if segment.finish_reason == "silence")
     assert options.language is not None
     return Transcript(
         text=" ".join(segment.text for segment in segments if segment.text),
@@ -388,6 +390,7 @@ def _transcript(
             method=options.method,
             prompt_tokens=sum(reading.prompt_tokens for reading in readings),
             cached_tokens=sum(reading.cached_tokens for reading in readings),
+            seconds_silent=silent,
         ),
         options=asdict(options),
         partial=memory.facts.partial,
@@ -404,7 +407,7 @@ def _remarks(segments: tuple[Segment, ...]) -> list[str]:
 
     empty = joined([(s.start, s.end) for s in segments if not s.text and s.finish_reason in ("stop", "silence")])
     return [
-        *(f"No speech was heard from {clock(a)} to {clock(b)}." for a, b in empty if clock(a) != clock(b)),
+        *(without_speech(start, end) for start, end in empty if end - start >= LEAST_SAID),
         *(
             f"The text from {clock(a)} to {clock(b)} is cut: the decoder used up its max_new_tokens."
             for a, b in those("length")
