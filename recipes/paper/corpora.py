@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fastslm.data.conversion import write_cuts
-from fastslm.data.cuts import read_sounds
+from fastslm.data.cuts import CutRows
 from fastslm.errors import ManifestError
 from fastslm.prompts import language_code
 
@@ -47,7 +47,7 @@ def as_written(text: str, custom: dict[str, Any] | None = None) -> str | None:
 
 def with_texts(cuts: Path) -> Iterator[dict[str, Any]]:
     """The cuts with their texts as written."""
-    for sound in read_sounds(cuts):
+    for sound in CutRows(cuts, lenient=True).sounds():
         cut = sound.by_reference()
         texts = [as_written(own.get("text") or "", own.get("custom")) for own in cut["supervisions"]]
         if texts and all(texts):
@@ -63,7 +63,7 @@ def translated(cuts: Path, translations: dict[str, str], to: str, key: Any) -> I
         ManifestError: none has.
     """
     found = 0
-    for sound in read_sounds(cuts):
+    for sound in CutRows(cuts, lenient=True).sounds():
         cut = sound.by_reference()
         translation = translations.get(key(cut))
         if translation:

@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -97,3 +98,17 @@ def test_translations_of_covost_are_joined_by_file(cuts: Any, tmp_path: Path) ->
     with pytest.raises(ManifestError, match="no cut has a translation there"):
         run("covost", cuts(("other", "x", {})), tmp_path / "t.tsv", tmp_path / "none.jsonl", "--to", "de")
     assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_every_corpus_of_the_readme_is_one_that_lhotse_prepares_or_is_said_to_be_none() -> None:
+    page = (SCRIPT.parent / "README.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| ") and "corpus" not in line]
+    recipes = {row[4].strip().strip("`*") for row in rows}
+    assert "none" in recipes
+    asked_for = set(re.findall(r"^lhotse prepare (\S+)", page, re.MULTILINE))
+    assert len(asked_for) == 10
+    assert asked_for <= recipes
+    for name in recipes - {"none"}:
+        assert importlib.util.find_spec(f"lhotse.bin.modes.recipes.{name}"), name
+    for name in ("covost2", "covost", "zeroth"):
+        assert not importlib.util.find_spec(f"lhotse.bin.modes.recipes.{name}"), "say how it is prepared"
