@@ -38,6 +38,8 @@ from fastslm.errors import ManifestError, OptionError
             ("translate", "Auf Deutsch", "Ja", "de"),
         ),
         ({"text": "x", "language": "Klingon"}, None, ("transcribe", None, "x", "Klingon")),
+        ({"text": "x", "language": "ko_kr"}, None, ("transcribe", None, "x", "ko")),
+        ({"text": "x", "language": "English-Nigerian"}, None, ("transcribe", None, "x", "en")),
     ],
 )
 def test_a_row_asks_for_what_is_known(known: dict[str, Any], task: str | None, wanted: tuple) -> None:

@@ -5,6 +5,7 @@ windows (`fastslm.data.packing`). A row only refers to its audio, which is decod
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -160,13 +161,18 @@ def asked_of(known: Mapping[str, Any], place: str, task: str | None = None) -> A
 
 
 def _code(language: str | None) -> str | None:
-    """The code of a language that corpora give as a code or by its name; others stay as they are."""
+    """The code of a language that corpora give as a code or by its name, with or without a country or an accent.
+
+    Others stay as they are.
+    """
     if language is None:
         return None
-    try:
-        return language_code(language)
-    except OptionError:
-        return language
+    for name in (language, re.split("[-_]", language)[0]):  # en_us, English-Nigerian
+        try:
+            return language_code(name)
+        except OptionError:
+            continue
+    return language
 
 
 @dataclass(frozen=True)
