@@ -294,7 +294,7 @@ class WindowEncoder:
                 self._copies = _Narrow(encoder.to(self.dtype), narrow_copy(self.model.hfq_former, self.dtype))
             return self._copies
 
-    def _stamp(self, cuts: Cuts, part: Part) -> dict[str, object]:
+    def _stamp(self, cuts: Cuts, part: Part = WHOLE) -> dict[str, object]:
         """All that decides, to the last bit, what a recording's tokens are."""
         return {
             "part": asdict(part),
