@@ -73,12 +73,11 @@ class TranscriptionPipeline(AutomaticSpeechRecognitionPipeline):
             AudioError: a recording cannot be read.
             OptionError: an option that cannot be followed.
         """
-        own: dict[str, Any] = dict(zip(("return_timestamps", "options"), self._chosen(**options), strict=True))
-        own["read_together"] = batch_size or self._batch_size
-        if _is_recording(inputs):
-            (result,) = self._results([inputs], **own)
-            return result
-        results = self._results(inputs, **own)
+        one = _is_recording(inputs)
+        times, chosen = self._chosen(**options)
+        results = self._results([inputs] if one else inputs, times, chosen, batch_size or self._batch_size)
+        if one:
+            return next(results)
         return list(results) if isinstance(inputs, list | tuple) else results
 
     def _results(

@@ -10,6 +10,8 @@ from tiny_fastslm import MakeCheckpoint
 from transformers import AutoModel
 
 from fastslm.errors import CheckpointError
+from fastslm.loading import load
+from fastslm.longform.recording_prefix import RecordingPrefixes
 from fastslm.model.configuration import FastSLMConfig
 from fastslm.model.lora import lora_parameters
 from fastslm.model.modeling import FastSLMForConditionalGeneration as Model
@@ -142,6 +144,24 @@ def test_what_a_user_of_peft_does_works_from_the_first_step_to_the_merged_folder
     assert len(lora_parameters(loaded)) == len(ours)
 
 
+def test_layers_that_are_computed_again_for_their_gradients_have_lora_as_it_was(folders, prompts):
+    gradients = []
+    for again in (False, True):
+        model = Model.from_pretrained(folders["trained"])
+        torch.manual_seed(0)
+        config = peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+        wrapped: Any = peft.get_peft_model(model, config).train()
+        if again:
+            model.gradient_checkpointing_enable()
+        gradients.append([])
+        for prompt in prompts:  # with LoRA, and without
+            wrapped(**prompt, labels=prompt["input_ids"]).loss.backward()
+            gradients[-1] += [p.grad.clone() for p in wrapped.parameters() if p.grad is not None]
+            wrapped.zero_grad()
+    assert gradients[0]
+    assert_close(*gradients)
+
+
 def test_two_adapters_take_turns_on_top_of_ours(folders, prompts, tmp_path):
     model = Model.from_pretrained(folders["trained"])
     before = answers(model, prompts)
@@ -207,14 +227,51 @@ def test_an_adapter_of_transformers_is_saved_and_loaded_by_its_folder(name, form
     assert_same(answers(loaded, prompts), before)
 
 
-def test_a_model_with_an_adapter_on_top_is_not_saved_as_if_it_had_none(folders, tmp_path):
+def test_a_model_with_an_adapter_on_top_is_not_saved_as_if_it_had_none(folders, prompts, tmp_path):
     model = Model.from_pretrained(folders["trained"])
+    before = answers(model, prompts)
     wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
     for save in (model.save_pretrained, model.save_trained):
         with pytest.raises(CheckpointError, match="merge_and_unload"):
             save(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
-    wrapped.unload().save_trained(tmp_path / "saved")
+    assert_same(answers(Model.from_pretrained(saved(wrapped.unload(), tmp_path / "saved")), prompts), before)
+
+
+def test_what_was_merged_into_the_base_is_not_lost_by_saving_the_trained_part_alone(folders, prompts, tmp_path):
+    model = Model.from_pretrained(folders["trained"])
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    train_steps(wrapped, prompts[0])
+    with pytest.raises(CheckpointError, match="save everything with save_pretrained"):
+        saved(wrapped.merge_and_unload(), tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def saved(model: Model, folder: Path) -> Path:
+    model.save_trained(folder)
+    return folder
+
+
+def test_a_recording_is_read_anew_by_a_model_with_another_adapter(folders, prompts, tmp_path):
+    model = Model.from_pretrained(folders["trained"])
+    recordings = RecordingPrefixes(model, load(folders["trained"], quiet=True).processor)
+    tokens = torch.randn(1, 50, 48, generator=torch.Generator().manual_seed(6))
+    prompt = recordings.processor.build_prompt("ask", question="Who?")
+
+    def was_kept() -> bool:
+        with recordings.of(prompt, [tokens]) as (_, kept):
+            return kept
+
+    assert (was_kept(), was_kept()) == (False, True)
+    wrapped: Any = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    train_steps(wrapped, prompts[0])
+    wrapped.eval()
+    assert (was_kept(), was_kept()) == (False, True)
+    with wrapped.disable_adapter():
+        assert not was_kept()
+    assert (was_kept(), was_kept()) == (False, True)
+    wrapped.merge_and_unload()
+    assert (was_kept(), was_kept()) == (False, True)
 
 
 def test_a_checkpoint_keeps_the_names_that_lora_always_had(folders):

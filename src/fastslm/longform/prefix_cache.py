@@ -149,7 +149,7 @@ class PrefixCache:
                 self._kept.popitem(last=False)
 
     def clear(self) -> None:
-        """Give up all, as is needed where weights were changed in place."""
+        """Give up all."""
         with self._lock:
             self._kept.clear()
 

@@ -10,6 +10,7 @@ from fastslm.inference.cascade import speech_embeddings
 from fastslm.longform.fingerprint import model_fingerprint
 from fastslm.longform.generation import prompt_ids
 from fastslm.longform.prefix_cache import Prefix, PrefixCache, load_prefix, prefill, prefix_digest, save_prefix
+from fastslm.model.adapters import adapter_state, weight_sample
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 
@@ -26,13 +27,24 @@ class RecordingPrefixes:
         self.processor = processor
         self.cache = PrefixCache()
         self._fingerprint: str | None = None
+        self._weights: tuple[object, ...] = ()
 
     @property
     def fingerprint(self) -> str:
-        """Of the model; taken once, so `cache.clear()` and a new object follow a change of weights."""
+        """Of the model."""
+        self._follow_weights()
         if self._fingerprint is None:
             self._fingerprint = model_fingerprint(self.model)
         return self._fingerprint
+
+    def _follow_weights(self) -> None:
+        """Forget everything where the language model is another than before: trained, merged, or with an adapter."""
+        model = self.model
+        parameters = [*model.language_model.parameters(), *model.projector.parameters()]
+        weights = (*weight_sample(parameters), *adapter_state(model))
+        if weights != self._weights:
+            self._weights, self._fingerprint = weights, None
+            self.cache.clear()
 
     @contextmanager
     def of(
@@ -58,18 +70,19 @@ class RecordingPrefixes:
             FastSLMError: it cannot be written.
         """
         head, _ = self.processor.split_prompt(prompt)
-        facts = (self.fingerprint, next(self.model.projector.parameters()).dtype, rope_scaling)
+        fingerprint = self.fingerprint
+        facts = (fingerprint, next(self.model.projector.parameters()).dtype, rope_scaling)
         digest = prefix_digest(facts, head, tokens)
         with self.cache.lease(digest):
             prefix = self.cache.get(digest)
             if prefix is None and file is not None and file.exists():
-                prefix = load_prefix(file, digest, self.fingerprint, self.model)
+                prefix = load_prefix(file, digest, fingerprint, self.model)
             kept = prefix is not None
             if prefix is None:
                 ids = prompt_ids(self.processor, head, [len(own) for own in tokens]).to(self.model.device)
                 prefix = prefill(self.model, ids, self.heard(tokens), digest)
             if file is not None and not file.exists():
-                save_prefix(prefix, file, self.fingerprint)
+                save_prefix(prefix, file, fingerprint)
             self.cache.put(prefix)
             try:
                 yield prefix, kept

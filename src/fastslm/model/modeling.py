@@ -482,8 +482,8 @@ AutoModelForSpeechSeq2Seq.register(FastSLMConfig, FastSLMForConditionalGeneratio
 AutoModelForSeq2SeqLM.register(FastSLMConfig, FastSLMForConditionalGeneration)
 # Of transformers' pipelines: the one that transcribes gives way to ours, which gives other models back to it; the one
 # that answers chats with audio looks its models up by name, and is known to the Hub by another task as well.
-TASKS = PIPELINE_REGISTRY.supported_tasks
+TASKS: dict[str, Any] = PIPELINE_REGISTRY.supported_tasks
 TASKS["automatic-speech-recognition"]["impl"] = "fastslm.pipelines.TranscriptionPipeline"
 TASKS.setdefault("audio-text-to-text", TASKS["any-to-any"])
-_NAMES: Any = MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
-_NAMES[FastSLMConfig.model_type] = FastSLMForConditionalGeneration.__name__
+KNOWN: dict[Any, Any] = MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+KNOWN[FastSLMConfig.model_type] = FastSLMForConditionalGeneration.__name__

@@ -28,6 +28,7 @@ from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from fastslm.errors import CheckpointError
+from fastslm.model.adapters import adapted_parts, weight_sample
 from fastslm.model.base_weights import (
     check_base,
     check_decoder,
@@ -190,6 +191,7 @@ class FastSLMPreTrainedModel(PreTrainedModel):
             model: Any = cls(config, encoder=encoder, language_model=text_model, decoder=decoder)  # type: ignore
         model.generation_config = deepcopy(text_model.generation_config)
         model.write_no_placeholders()
+        model._loaded_weights = model._base_weights()
         return model
 
     @classmethod
@@ -258,14 +260,21 @@ class FastSLMPreTrainedModel(PreTrainedModel):
             dtype: of the file; by default the parameters' own. The model loads in the dtype that it has now.
 
         Raises:
-            CheckpointError: the configuration names no base weights, LoRA was merged into them, or there is an adapter
-                of a user's on top.
+            CheckpointError: the configuration names no base weights, LoRA or an adapter was merged into them, or there
+                is an adapter on top.
         """
         self._refuse_adapters()
         if self.config.base_encoder is None or self.config.base_text_model is None:
             raise CheckpointError(
                 "The configuration names no base weights, which the trained part is completed from: set "
                 "config.base_encoder and config.base_text_model, or save everything with save_pretrained."
+            )
+        loaded, now = getattr(self, "_loaded_weights", ()), self._base_weights()
+        # In another dtype, or shared out among processes, they cannot be compared.
+        if (loaded[:1], len(loaded)) == (now[:1], len(now)) and loaded != now:
+            raise CheckpointError(
+                f"The language model's own weights are no longer those of {self.config.base_text_model}, so the "
+                "trained part alone would lose what was merged into them: save everything with save_pretrained."
             )
         decoder: Any = getattr(self, "whisper_decoder", None)
         if decoder is not None and decoder.is_merged:
@@ -282,9 +291,17 @@ class FastSLMPreTrainedModel(PreTrainedModel):
             self.generation_config.save_pretrained(folder)  # type: ignore[union-attr]
             save_file(state, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
 
+    def _base_weights(self) -> tuple[object, ...]:
+        """What is seen of the language model's own weights, which neither training nor the checkpoint changes."""
+        text_model: Any = self.get_submodule("language_model")
+        ends = text_model.get_input_embeddings(), text_model.get_output_embeddings()
+        grown = {end.weight for end in ends if end is not None}
+        own = [p for name, p in text_model.named_parameters() if not is_lora_key(name) and p not in grown]
+        return own[0].dtype, *weight_sample(own)
+
     def _refuse_adapters(self) -> None:
         """Raise where PEFT wraps parts of the model: a checkpoint of ours has no place for what it adds."""
-        if any({"base_layer", "original_module"} & part._modules.keys() for part in self.modules()):
+        if any(adapted_parts(self)):
             raise CheckpointError(
                 "An adapter lies on top of the model: save it with the save_pretrained of PEFT's model, or go on with "
                 "the model that its merge_and_unload returns."
