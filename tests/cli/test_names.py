@@ -112,9 +112,9 @@ def test_text_has_a_heading_on_one_line_for_each_file_and_stands_for_what_is_not
 
 
 def test_characters_that_the_stream_has_are_written_as_they_are(
-    shell: Shell, recordings: list[str], heard: FastSLM
+    shell: Shell, recordings: list[str], heard: FastSLM, tiny_checkpoint: Path
 ) -> None:
-    assert '"file": "été.wav"' in shell("cp1252", "plan", "été.wav", "--json", "--model", "fastslm-tiny")[1]
+    assert '"file": "été.wav"' in shell("cp1252", "plan", "été.wav", "--json", "--model", tiny_checkpoint)[1]
     assert '"file": "会议😀.wav"' in shell("utf-8", "transcribe", "会议😀.wav", "--json")[1]
     assert "==> 会议😀.wav <==" in shell("utf-8", "transcribe", "会议😀.wav", "été.wav")[1]
     assert "==> 会议?.wav <==" in shell("gbk", "transcribe", "会议😀.wav", "été.wav")[1]
