@@ -40,7 +40,7 @@ def spoken(text: str) -> str:
 def _money(match: re.Match[str]) -> str:
     sign, whole, part, scale = match.groups()
     name = _CURRENCIES[sign]
-    if scale or part and len(part) != 2:
+    if scale or (part and len(part) != 2):
         return f"{whole}{'.' + part if part else ''}{scale or ''} {name}s"
     name += "" if whole == "1" else "s"
     return f"{whole} {name}" + (f" {int(part)}" if part and int(part) else "")
@@ -84,5 +84,7 @@ def _words(number: int, form: str = "cardinal") -> str:
     try:
         from num2words import num2words
     except ImportError:
-        raise OptionError("Digits are spoken by the package num2words, which is missing: pip install num2words.") from None
+        raise OptionError(
+            "Digits are spoken by the package num2words, which is missing: pip install num2words."
+        ) from None
     return num2words(number, to=form)
