@@ -216,7 +216,7 @@ def test_what_cannot_be_told_is_a_sentence_before_anything_is_encoded(
 ) -> None:
     for model in (tiny, speech):
         monkeypatch.setattr(model.encoder, "encode", lambda *_, **__: pytest.fail("it was encoded"))
-    with pytest.raises(OptionError, match=f"{option} was given, but the reader ctc writes no tokens: leave it out"):
+    with pytest.raises(OptionError, match=f"{option} was given, but the decoder ctc writes no tokens: leave it out"):
         tiny.transcribe(noise(1.0), **{option: "Quilter"})
     for wrong, words in (
         (5, f"{option} is 5, a text is allowed"),
@@ -251,4 +251,4 @@ def test_the_command_line_tells_the_same(
     assert found[1]["options"]["prompt"] == PROMPT.strip()
     assert found[0]["text"] == found[2]["text"] != found[1]["text"]
     assert run([*command[:4], "--reader", "ctc", "--hotwords", "Quilter"]) == 2
-    assert "hotwords was given, but the reader ctc writes no tokens" in capsys.readouterr().err
+    assert "hotwords was given, but the decoder ctc writes no tokens" in capsys.readouterr().err

@@ -42,7 +42,7 @@ def given(model, speech) -> dict[str, dict[str, torch.Tensor]]:
 def greedy(model, given) -> list[int]:
     """What is written after that prompt, greedily and step by step."""
     text = write(model, given["speech_tokens"])
-    assert len(set(text)) > 4
+    assert len(set(text)) > 2  # else every way would write it
     return text
 
 

@@ -47,7 +47,7 @@ def test_an_imported_authors_checkpoint_is_fine_tuned_with_its_lora_and_hfq_form
     before, now = imported.state_dict(), started.state_dict()
     assert before.keys() == now.keys()
     assert all(torch.equal(before[key], now[key]) for key in before)
-    assert any("lora_B" in key and value.abs().max() > 0 for key, value in now.items())
+    assert any("low_rank.B" in key and value.abs().max() > 0 for key, value in now.items())
     out = train(validate_recipe(content, "r"), quiet=True)
     after = FastSLMForConditionalGeneration.from_pretrained(out).state_dict()
     assert all(torch.allclose(before[key], after[key], atol=1e-7) for key in before)

@@ -158,7 +158,7 @@ def tasks_of(
     for clip in clips:
         made: list[Line] = []
         for task in wanted:
-            rng = Random(f"{seed} {task} {clip.id}")
+            rng = Random(f"{seed} {task} {clip.id}".encode(errors="surrogateescape"))
             if task == "ask":
                 made += ask(clip, rng) if ask is not None else []
                 made += _asked(clip, phrases, rng, questions)

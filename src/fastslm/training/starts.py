@@ -22,7 +22,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from fastslm.errors import CheckpointError, RecipeError
 from fastslm.model.base_weights import check_decoder, grow_embeddings, load_decoder, load_encoder, load_text_model
 from fastslm.model.configuration import FastSLMConfig, HFQFormerConfig
-from fastslm.model.lora import is_lora_key, lora_parameters, remove_lora
+from fastslm.model.lora import is_lora_key, key_in_memory, lora_parameters, remove_lora
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 from fastslm.model.projectors import CTCEmbeddings
@@ -364,5 +364,6 @@ def _trained_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     with _opened(folder) as files:
         for file in files:
             for key in file.keys():  # noqa: SIM118  safetensors' files are no mappings
-                if is_trained_key(key) or key in (ADDED_INPUT_ROWS, ADDED_OUTPUT_ROWS):
-                    yield key, file.get_tensor(key)
+                name = key_in_memory(key)
+                if is_trained_key(name) or name in (ADDED_INPUT_ROWS, ADDED_OUTPUT_ROWS):
+                    yield name, file.get_tensor(key)
