@@ -10,11 +10,13 @@ front of the projector, an unfolder and a CTC head, was frozen while it trained,
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 import fastslm
+from fastslm import FastSLMForConditionalGeneration, FastSLMProcessor
 from fastslm.errors import CheckpointError
 from fastslm.model.capabilities import Capabilities
 from fastslm.model.projectors import CTCEmbeddings
@@ -59,8 +61,8 @@ def with_projector(model_name: str, projector: Path, out: Path) -> None:
     Raises:
         CheckpointError: the projector's sizes are not those of the model.
     """
-    loaded = fastslm.load(model_name, quiet=True, dtype=torch.float32)
-    model, state = loaded.model, unpack(load_file(projector))
+    model: Any = FastSLMForConditionalGeneration.from_pretrained(model_name, dtype=torch.float32)
+    processor, state = FastSLMProcessor.from_pretrained(model_name), unpack(load_file(projector))
     decoder, config = model.whisper_decoder, model.config
     if decoder is None or model.ctc_head is None:
         raise CheckpointError(f"{model_name} has no unfolder and CTC head to copy: give checkpoints/fastslm-tiny.")
@@ -79,7 +81,7 @@ def with_projector(model_name: str, projector: Path, out: Path) -> None:
     made.read_with(model.get_input_embeddings())
     model.projector = made
     model.save_trained(out, torch.float16)
-    loaded.processor.save_pretrained(out)
+    processor.save_pretrained(out)
 
 
 def main() -> None:

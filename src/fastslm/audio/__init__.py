@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from itertools import groupby
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import soxr
@@ -174,7 +174,7 @@ def stream_chunks(
             elif alien:
                 raise AudioError(f"{alien[0]} was given with frames, which state their own: leave it out.")
             else:
-                yield from map(_frame_chunk, own)
+                yield from map(_frame_chunk, cast("Iterator[AudioFrame]", own))
 
     mixing = _Mixing("The stream", tell, at_once=True)
     yield from _blocks(_resampled(_mono(_on_clock(found()), mixing)), block_samples, "The stream")

@@ -244,12 +244,12 @@ class _Sound:
     @property
     def moves(self) -> np.ndarray:
         """(channels,), whether anything moves."""
-        return self.moving_bands.any(axis=1)
+        return np.asarray(self.moving_bands.any(axis=1))
 
     @property
     def stands(self) -> np.ndarray:
         """(channels,), whether nothing does."""
-        return ((self.moving <= STANDS * (self.whole - self.moving)) | ~self._present).all(axis=1)
+        return np.asarray(((self.moving <= STANDS * (self.whole - self.moving)) | ~self._present).all(axis=1))
 
     @property
     def _present(self) -> np.ndarray:

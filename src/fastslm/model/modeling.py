@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -485,5 +485,4 @@ AutoModelForSeq2SeqLM.register(FastSLMConfig, FastSLMForConditionalGeneration)
 TASKS: dict[str, Any] = PIPELINE_REGISTRY.supported_tasks
 TASKS["automatic-speech-recognition"]["impl"] = "fastslm.pipelines.TranscriptionPipeline"
 TASKS.setdefault("audio-text-to-text", TASKS["any-to-any"])
-KNOWN: dict[Any, Any] = MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
-KNOWN[FastSLMConfig.model_type] = FastSLMForConditionalGeneration.__name__
+cast(Any, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)[FastSLMConfig.model_type] = FastSLMForConditionalGeneration.__name__
