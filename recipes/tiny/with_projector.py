@@ -68,7 +68,15 @@ def with_projector(model_name: str, projector: Path, out: Path) -> None:
         raise CheckpointError(f"{model_name} has no unfolder and CTC head to copy: give checkpoints/fastslm-tiny.")
     layers = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
     config.projector = "ctc_embeddings"
-    config.projector_config = {"kinds": len(state["kinds"]), "hidden_size": len(state["norm.weight"]), "layers": layers}
+    # As recipes/tiny/base.yaml has it: a stage that says otherwise begins with a projector of its own.
+    config.projector_config = {
+        "kinds": len(state["kinds"]),
+        "hidden_size": len(state["norm.weight"]),
+        "layers": layers,
+        "unfolder_layers": config.unfolder_layers,
+        "front_size": config.ctc_hidden_size,
+        "front_layers": config.ctc_layers,
+    }
     # It answers from what it hears; which tasks it has learnt that way is what the stages after this one are for.
     spoken = config.capabilities.languages
     config.capabilities = Capabilities(languages=spoken, decoder="whisper", via="speech", tasks=("transcribe",))
