@@ -12,7 +12,8 @@ _FIRST = """Ada Aisha Alice Amara Anders Anya Arjun Astrid Beatriz Ben Bruno Car
 Elif Emma Enzo Farah Felix Fiona George Greta Hana Hugo Ines Ivan Jack Jana Joel Julia Kofi Lars Leila Liam
 Lucia Maeve Marco Maria Maya Mehmet Mina Nadia Ngozi Nina Noah Oscar Pablo Paula Peter Priya Rahul Rosa Ruth
 Samir Sofia Sven Tara Thabo Theo Uma Vera Victor Wei Yara Yusuf Zoe""".split()
-_LAST = """Adeyemi Almeida Anderson Baker Bauer Bianchi Blake Brandt Carter Chen Clarke Costa Demir Dubois Eriksson Evans
+_LAST = """
+Adeyemi Almeida Anderson Baker Bauer Bianchi Blake Brandt Carter Chen Clarke Costa Demir Dubois Eriksson Evans
 Fischer Fletcher Fontaine Garcia Gray Hansen Hayes Hughes Ibrahim Iversen Jansen Jensen Kaya Keller Khan
 Kowalski Lambert Larsen Lopez Martin Mbeki Meyer Moreau Murphy Nair Novak Okafor Olsen Patel Pereira Price
 Quinn Rao Reed Ricci Rossi Santos Schmidt Shah Silva Singh Sullivan Tanaka Torres Turner Visser Walsh Weber
@@ -50,7 +51,8 @@ SCENES: dict[str, tuple[str, ...]] = {
     "train": (
         "The train from {city} to {city2} leaves from platform {few}|"
         "The service to {city2} departs from platform {few}",
-        "It was due at {clock}, but it is running {many} minutes late because of snow|It is {many} minutes late because of "
+        "It was due at {clock}, but it is running {many} minutes late because of snow|It is {many} "
+        "minutes late because of "
         "a fallen tree",
         "It stops at {city3} and arrives in {city2} at {clock2}",
         "A single ticket costs {money}|We apologise for the delay",
