@@ -67,9 +67,17 @@ class Clone:
         self.path = path
 
     def files(self, pattern: str) -> list[str]:
-        """Paths that match `pattern` from their beginning to their end, sorted."""
-        names = self._git("ls-tree", "-r", "--name-only", "-z", "HEAD").split("\0")
-        found = sorted(name for name in names if re.fullmatch(pattern, name))
+        """Paths that match `pattern` from their beginning to their end, sorted.
+
+        Some clones lack the content of large files, which have no size then: these are left out, and it is said.
+        """
+        entries = [entry.partition("\t") for entry in self._git("ls-tree", "-r", "-l", "-z", "HEAD").split("\0")]
+        sizes = {name: told.split()[-1] for told, _, name in entries if re.fullmatch(pattern, name)}
+        found = sorted(name for name, size in sizes.items() if size.isdigit())
+        if len(found) < len(sizes):
+            print(
+                f"{self.path} lacks the content of {len(sizes) - len(found)} files; others are read.", file=sys.stderr
+            )
         if not found:
             raise OptionError(f"{self.path} has no file {pattern}; is it a clone of what the source needs?")
         return found
