@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
-# recipes/tiny/prepare.sh DATA SPEECHOCEAN LJSPEECH MULTI30K TATOEBA
+# recipes/tiny/prepare.sh DATA SPEECHOCEAN LJSPEECH MULTI30K TATOEBA [SOURCE=CLONE...]
 #
 # Makes the manifests of recipes/tiny from the speech corpus in DATA, from clones of jimbozhang/speechocean762 and
 # PrernaSocity/lj_speech_dataset_part_1 (DATA/README.md says more of both), and from translated texts: a clone of
 # multi30k/dataset and fra.txt of DevHunterYZ/Neural-Machine-Translation (translations.py says more). About an hour of one
 # core; what is there already is not made again. fetch_more.py needs soundfile beside what fastslm installs, and the last
 # command hibari-tts.
+#
+# With sources of texts (books=CLONE squad=CLONE names=3000 ...; texts.py lists them with their licences) it also makes
+# up to 100 hours of speech in cache/made, which takes some hours of one core, 1.1 GB, hibari-tts and num2words.
 set -euo pipefail
 DATA=$1 SPEECHOCEAN=$2 LJSPEECH=$3 MULTI30K=$4 TATOEBA=$5
+shift 5
 
 fetch() { # clone, layout, name
     [ -e "cache/more/$3/train.jsonl" ] || python "$DATA/fetch_more.py" "$1" "$2" cache/more --name "$3" --split train \
@@ -73,3 +77,11 @@ translations train
 translations validation
 [ -e cache/translations/test-spoken.jsonl ] ||
     fastslm data synthesize cache/translations/test-said.jsonl cache/translations/test-spoken.jsonl --tts --seed 1
+
+# Made speech, where texts are given. A run that was stopped goes on.
+if [ $# -gt 0 ]; then
+    [ -e cache/texts.jsonl ] || python recipes/tiny/texts.py cache/texts.jsonl --sources "$@" \
+        --held-out "$DATA"/*/validation.jsonl "$DATA"/*/test*.jsonl
+    python recipes/tiny/made_speech.py cache/made cache/texts.jsonl --hours 100 --seed 1 \
+        --noises "$DATA/environment/train.jsonl"
+fi
