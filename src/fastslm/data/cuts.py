@@ -7,6 +7,7 @@ one shard at a time; cuts are read when they are drawn, and decoded by whoever r
 import gzip
 import json
 import zlib
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -91,7 +92,7 @@ class CutRows:
         self.name, self.path, self.task = str(path), path, task
         self.shards = _shards(path)
         self.lines: list[_Lines] = [_Lines(shard.cuts, keep=not path.is_dir()) for shard in self.shards]
-        seconds: list[float] = []
+        seconds = array("d")
         for shard, lines in zip(self.shards, self.lines, strict=True):
             for number, line in lines.scan():
                 cut = _parsed(line, shard.cuts, number)
@@ -193,7 +194,7 @@ class _Lines:
     def __init__(self, path: Path, keep: bool):
         self.path, self.packed = path, path.suffix == ".gz"
         self._kept: list[bytes] | None = [] if self.packed and keep else None
-        self._places: list[int] = []
+        self._places = array("q")
         self._count = 0
 
     def scan(self) -> Iterator[tuple[int, bytes]]:
