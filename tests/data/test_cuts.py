@@ -248,6 +248,10 @@ def test_a_corpus_that_is_not_there_or_no_corpus_is_one_sentence(
     with pytest.raises(ManifestError, match="line 1: this is no cut"):
         read_rows(tmp_path / "wrong.jsonl.gz")
     path = write(cut_of(wav("a", 2.0)))
+    for change in ({"duration": None}, {"id": None}, {"recording": {}}):
+        (tmp_path / "odd.jsonl").write_text(json.dumps(json.loads(path.read_text()) | change))
+        with pytest.raises(ManifestError, match=r"odd\.jsonl, line 1: this cut is not as lhotse writes it"):
+            read_rows(tmp_path / "odd.jsonl")
     path.write_text(path.read_text() + "{nonsense\n")
     with pytest.raises(ManifestError, match="line 2: this is not JSON"):
         read_rows(path)

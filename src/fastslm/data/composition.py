@@ -186,7 +186,8 @@ def plans(
         needle = needles[int(rng.integers(len(needles)))] if needles else None
         order = _order(groups[name], unused[name], composing.by, vectors, rng)
         chosen, pauses = _fill(clips, order, needle, target, rng)
-        unused[name] = [i for i in unused[name] if i not in set(chosen)]
+        taken = set(chosen)
+        unused[name] = [i for i in unused[name] if i not in taken]
         pieces = [clips[i] for i in chosen]
         if needle is not None:
             pieces.insert(int(rng.integers(len(pieces) + 1)), needle)
@@ -235,7 +236,8 @@ def _order(
     """
     if not unused:
         unused[:] = group
-    used = [i for i in group if i not in set(unused)]
+    fresh = set(unused)
+    used = [i for i in group if i not in fresh]
     if by == "random":
         return [*rng.permutation(unused).tolist(), *rng.permutation(used).tolist()]
     if by == "speaker":

@@ -69,6 +69,7 @@ def supervisions_of(cut: Cut) -> Iterator[tuple[float, dict[str, Any]]]:
 
 
 def of_shar(cut: Cut) -> bool:
+    """Whether a cut's audio is in the tar archive of its Shar folder."""
     return any(source["type"] == "shar" for source in cut["recording"]["sources"])
 
 

@@ -7,6 +7,7 @@ one shard at a time; cuts are read when they are drawn, and decoded by whoever r
 import gzip
 import json
 import zlib
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -91,13 +92,18 @@ class CutRows:
         self.name, self.path, self.task = str(path), path, task
         self.shards = _shards(path)
         self.lines: list[_Lines] = [_Lines(shard.cuts, keep=not path.is_dir()) for shard in self.shards]
-        seconds: list[float] = []
+        seconds = array("d")
         for shard, lines in zip(self.shards, self.lines, strict=True):
             for number, line in lines.scan():
-                cut = _parsed(line, shard.cuts, number)
-                if not lenient:
-                    self._row(cut, shard, 0)
-                seconds.append(duration_of(cut))
+                try:
+                    cut = _parsed(line, shard.cuts, number)
+                    if not lenient:
+                        self._row(cut, shard, 0)
+                    seconds.append(duration_of(cut))
+                except (KeyError, TypeError, ValueError) as error:
+                    raise ManifestError(
+                        f"{shard.cuts}, line {number}: this cut is not as lhotse writes it ({error!r}); write it again."
+                    ) from None
         if not seconds:
             raise ManifestError(f"{path}: there is no cut in it; make some, for example by lhotse cut simple.")
         self._seconds = np.array(seconds)
@@ -193,7 +199,7 @@ class _Lines:
     def __init__(self, path: Path, keep: bool):
         self.path, self.packed = path, path.suffix == ".gz"
         self._kept: list[bytes] | None = [] if self.packed and keep else None
-        self._places: list[int] = []
+        self._places = array("q")
         self._count = 0
 
     def scan(self) -> Iterator[tuple[int, bytes]]:
@@ -243,8 +249,13 @@ def _parsed(line: bytes, path: Path, number: int) -> Cut:
         raise ManifestError(
             f"{where}: this is no cut; make cuts by lhotse cut simple, or by fastslm data convert of a JSONL manifest."
         )
+    if not isinstance(cut.get("id"), str):
+        raise KeyError("id")
     if not sounding(cut) or any(own.get("recording") is None for _, own in sounding(cut)):
         raise ManifestError(f"{where}: the cut {cut['id']} has no recording; give it one, or leave it out.")
+    for _, own in sounding(cut):
+        if not own["recording"]["sources"]:
+            raise KeyError("sources")
     return cut
 
 
