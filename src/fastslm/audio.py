@@ -147,8 +147,8 @@ def load_audio(
     on_cut: Callable[[str], None] | None = None,
 ) -> np.ndarray:
     """The whole recording as one float32 array (samples,), 16 kHz mono. Arguments and errors are `stream_audio`'s."""
-    remarks = {"on_warning": on_warning, "on_cut": on_cut}
-    return np.concatenate(list(stream_audio(source, sampling_rate, channel_axis=channel_axis, **remarks)))
+    blocks = stream_audio(source, sampling_rate, channel_axis=channel_axis, on_warning=on_warning, on_cut=on_cut)
+    return np.concatenate(list(blocks))
 
 
 def require_whole(source: AudioSource) -> None:

@@ -234,12 +234,12 @@ class _Sound:
     @property
     def moves(self) -> np.ndarray:
         """(channels,), whether anything moves."""
-        return self.moving_bands.any(axis=1)
+        return np.any(self.moving_bands, axis=1)
 
     @property
     def stands(self) -> np.ndarray:
         """(channels,), whether nothing does."""
-        return ((self.moving <= STANDS * (self.whole - self.moving)) | ~self._present).all(axis=1)
+        return np.all((self.moving <= STANDS * (self.whole - self.moving)) | ~self._present, axis=1)
 
     @property
     def _present(self) -> np.ndarray:
