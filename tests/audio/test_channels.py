@@ -93,6 +93,7 @@ ORDINARY = {
     "inverted crosstalk": np.stack([VOICE, -0.2 * VOICE]),
     "a few metres apart": np.stack([VOICE, 0.3 * late(VOICE, 160)]),
     "a quiet noise": np.stack([VOICE, at_level(coloured(len(VOICE), 1), -55)]),
+    "a little offset": np.stack([NOTHING + 1e-4, np.concatenate([NOTHING[: 2 * RATE], VOICE[2 * RATE :]])]),
     "noise everywhere": np.stack([VOICE, VOICE]) + 0.02 * np.random.default_rng(1).standard_normal((2, len(VOICE))),
     "noise alone": 0.02 * np.random.default_rng(2).standard_normal((2, len(VOICE))),
     "six": np.stack([0.3 * OTHER, 0.3 * late(OTHER, 700), VOICE, NOTHING, 0.1 * OTHER, 0.1 * late(OTHER, 900)]),

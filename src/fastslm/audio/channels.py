@@ -31,6 +31,7 @@ STILL_DROWNING = DROWNING / 4
 STILL_BLOCKS = 2
 FORGETTING = 0.97  # a half second; how loud what moves was
 CONSTANT = 1e-3  # of an offset's energy: a channel with less beside it is nothing but the offset
+LEAST_OFFSET = 0.01  # of full scale
 MOVES = 2.0  # times what stands in a band; that of noise reaches 1.9, in a hundredth of all blocks 1.6
 STANDS = 1.5
 
@@ -159,8 +160,8 @@ class Mixer:
 
     def _weights(self, channels: np.ndarray, seconds: float) -> np.ndarray | None:
         """Those of a block, `None` for the plain mean."""
-        frames = round(_ANALYSED_RATE * _FRAME_SECONDS)
-        if channels.shape[1] < 2 * frames * self._decimation and self._begun:
+        frame = round(_ANALYSED_RATE * _FRAME_SECONDS) * self._decimation
+        if channels.shape[1] < 2 * frame and self._begun:
             return self._before  # too short to tell: what holds, holds on
         if (channels == channels[0]).all():
             return self._before if self._noisy else None
@@ -201,11 +202,10 @@ class Mixer:
         whole = sound.whole.sum(axis=1)
         for channel in range(len(moves)):
             energy = whole[channel] + sound.offset[channel]
-            constant = whole[channel] < CONSTANT * sound.offset[channel]
+            constant = abs(sound.constant[channel]) > LEAST_OFFSET and whole[channel] < CONSTANT * sound.offset[channel]
             least = STILL_DROWNING if channel in self._noisy else DROWNING
-            self._still[channel] = (
-                self._still.get(channel, 0) + 1 if sound.stands[channel] and not moves[channel] else 0
-            )
+            still = sound.stands[channel] and not moves[channel]
+            self._still[channel] = self._still.get(channel, 0) + 1 if still else 0
             # Before anything moved, nothing is known of noise.
             loud = not moves[channel] and energy > least * self._voice and (constant or self._voice > 0)
             if loud and (constant or channel in self._noisy or self._still[channel] >= STILL_BLOCKS):
@@ -224,7 +224,8 @@ class _Sound:
         total: (channels,), energy of each channel at all frequencies, but for the constant part.
         whole: (channels, bands), energy of each channel.
         moving: (channels, bands), what of it is beyond the quietest quarter of the frames.
-        offset: (channels,), energy of the constant part.
+        constant: (channels,), the mean.
+        offset: (channels,), its energy.
         cross: (channels, channels, bands), energy that two channels share, negative where they are opposed.
         moving_cross: what of it is beyond the quietest quarter.
     """
@@ -232,6 +233,7 @@ class _Sound:
     total: np.ndarray
     whole: np.ndarray
     moving: np.ndarray
+    constant: np.ndarray
     offset: np.ndarray
     cross: np.ndarray
     moving_cross: np.ndarray
@@ -244,12 +246,12 @@ class _Sound:
     @property
     def moves(self) -> np.ndarray:
         """(channels,), whether anything moves."""
-        return np.asarray(self.moving_bands.any(axis=1))
+        return np.any(self.moving_bands, axis=1)
 
     @property
     def stands(self) -> np.ndarray:
         """(channels,), whether nothing does."""
-        return np.asarray(((self.moving <= STANDS * (self.whole - self.moving)) | ~self._present).all(axis=1))
+        return np.all((self.moving <= STANDS * (self.whole - self.moving)) | ~self._present, axis=1)
 
     @property
     def _present(self) -> np.ndarray:
@@ -288,7 +290,7 @@ def _analyse(channels: np.ndarray, decimation: int, rate: float) -> _Sound:
     moving = whole - np.take_along_axis(energy, own_order, axis=1).mean(axis=1)
     window = frame * np.square(np.hanning(frame + 1)).sum() / 2  # one-sided energy of a wave of power 1
     total = np.square(np.abs(spectra)).sum(axis=2).mean(axis=1)
-    return _Sound(total, whole, moving, constant[:, 0] ** 2 * window, everything, moving_cross)
+    return _Sound(total, whole, moving, constant[:, 0], constant[:, 0] ** 2 * window, everything, moving_cross)
 
 
 def _cancels(sound: _Sound, inside: list[int], least: float) -> bool:
