@@ -104,7 +104,7 @@ def stream_audio(
     if isinstance(source, np.ndarray | torch.Tensor):
         if part.track is not None:
             raise OptionError(f"Track {part.track} was asked of an array, tracks are a file's: leave it out.")
-        name, chunks = "The array", _array_chunks(source, _array_rate(sampling_rate))
+        name, chunks = "The array", _array_chunks(source, _array_rate(sampling_rate), part.end)
     else:
         if sampling_rate is not None:
             raise AudioError(
@@ -255,7 +255,7 @@ def _resampled(pieces: Iterable[tuple[np.ndarray, float] | Silence]) -> Iterator
 
 
 def _only(part: Part, pieces: Iterable[np.ndarray], name: str) -> Iterator[np.ndarray]:
-    """Of pieces that follow one another, the samples that belong to a part."""
+    """Of pieces that follow one another, the samples that belong to a part; the pieces end soon after it."""
     if part.start == 0 and part.duration is None:
         yield from pieces
         return
@@ -267,8 +267,6 @@ def _only(part: Part, pieces: Iterable[np.ndarray], name: str) -> Iterator[np.nd
         at += len(piece)
         if len(own):
             yield own
-        if last is not None and at >= last:
-            return
     if at <= first:
         raise _ended_before(name, part, at / SAMPLE_RATE)
 
@@ -354,8 +352,10 @@ def _wrong_type(dtype: str) -> AudioError:
     )
 
 
-def _array_chunks(array: np.ndarray | torch.Tensor, rate: float) -> Iterator[Chunk | Silence]:
+def _array_chunks(array: np.ndarray | torch.Tensor, rate: float, until: float) -> Iterator[Chunk | Silence]:
     samples = _two_axes(array)
+    if until < math.inf:
+        samples = samples[:, : math.ceil((until + READ_SECONDS) * rate)]  # the resampler is behind
     step = max(1, round(rate * READ_SECONDS))
     for start in range(0, samples.shape[1], step):
         yield Chunk(samples[:, start : start + step], rate)
