@@ -10,6 +10,8 @@ from fastslm.audio import SAMPLE_RATE, load_audio, probe_duration, stream_audio
 from fastslm.audio.part import WHOLE, Part
 from fastslm.errors import AudioError, OptionError
 
+FAST = {"movflags": "faststart"}
+
 
 def _loud(content: object, part: Part) -> np.ndarray:
     return load_audio(content, part=part, on_warning=lambda _: None)  # type: ignore[arg-type]
@@ -74,6 +76,29 @@ def test_a_start_behind_the_end_is_a_sentence() -> None:
     with pytest.raises(AudioError, match=r"ends at 10\.0 s, and what is asked for starts at 11 s: give an earlier"):
         _loud(content, Part(start=11.0))
     assert onsets(_loud(content, Part(start=9.0))) == pytest.approx([0.5], abs=0.06)
+
+
+def test_damage_within_a_part_is_said_and_that_the_file_breaks_off_only_if_the_part_does(
+    tmp_path, encode, tone
+) -> None:
+    content = bytearray(
+        encode(tmp_path / "a.m4a", tone(10.0, 44_100), 44_100, "aac", container_options=FAST).read_bytes()
+    )
+    content[len(content) // 3 : len(content) // 3 + 2_000] = np.random.default_rng(0).bytes(2_000)
+    cut = bytes(content[: len(content) * 9 // 10])
+    for part, words, partial in (
+        (Part(duration=2.0), [], []),
+        (Part(duration=5.0), ["is damaged"], []),
+        (Part(start=5.0, duration=3.5), ["is damaged"], []),
+        (Part(start=5.0, duration=4.5), [], [0.5]),
+        (Part(start=5.0), [], [1.0]),
+    ):
+        told: list[str] = []
+        missing: list[float | None] = []
+        load_audio(cut, part=part, on_warning=told.append, on_partial=lambda _, lacking, m=missing: m.append(lacking))
+        assert len(told) == len(words), told
+        assert all(word in sentence for word, sentence in zip(words, told, strict=True))
+        assert missing == pytest.approx(partial, abs=0.3)
 
 
 def test_what_lies_behind_the_part_is_not_read() -> None:

@@ -110,7 +110,7 @@ def stream_audio(
     if isinstance(source, np.ndarray | torch.Tensor):
         if part.track is not None:
             raise OptionError(f"Track {part.track} was asked of an array, tracks are a file's: leave it out.")
-        name, chunks = "The array", _array_chunks(source, _array_rate(sampling_rate), channel_axis)
+        name, chunks = "The array", _array_chunks(source, _array_rate(sampling_rate), channel_axis, part.end)
     else:
         if channel_axis is not None:
             raise AudioError("A channel_axis was given with an encoded file, which states its own: leave it out.")
@@ -359,7 +359,7 @@ def _resampled(pieces: Iterable[tuple[np.ndarray, float] | Silence]) -> Iterator
 
 
 def _only(part: Part, pieces: Iterable[np.ndarray], name: str) -> Iterator[np.ndarray]:
-    """Of pieces that follow one another, the samples that belong to a part."""
+    """Of pieces that follow one another, the samples that belong to a part; the pieces end soon after it."""
     if part.start == 0 and part.duration is None:
         yield from pieces
         return
@@ -371,8 +371,6 @@ def _only(part: Part, pieces: Iterable[np.ndarray], name: str) -> Iterator[np.nd
         at += len(piece)
         if len(own):
             yield own
-        if last is not None and at >= last:
-            return
     if at <= first:
         raise _ended_before(name, part, at / SAMPLE_RATE)
 
@@ -429,8 +427,12 @@ def _array_rate(sampling_rate: float | None) -> float:
     return float(sampling_rate)
 
 
-def _array_chunks(array: np.ndarray | torch.Tensor, rate: float, channel_axis: int | None) -> Iterator[Chunk]:
+def _array_chunks(
+    array: np.ndarray | torch.Tensor, rate: float, channel_axis: int | None, until: float
+) -> Iterator[Chunk]:
     samples = channels_first(array, channel_axis)
+    if until < math.inf:
+        samples = samples[:, : math.ceil((until + READ_SECONDS) * rate)]  # the resampler is behind
     step = max(1, round(rate * READ_SECONDS))
     for start in range(0, samples.shape[1], step):
         yield Chunk(samples[:, start : start + step], rate)

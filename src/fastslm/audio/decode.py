@@ -159,6 +159,7 @@ class _Reading:
     def pieces(self) -> Iterator[Chunk | Silence]:
         """All of its sound, frame by frame; what cannot be decoded is left out and counted."""
         following = Behind("container")
+        enough = self.until + READ_SECONDS  # the resampler is behind
         while following.kind in ("container", "samples"):
             offset, bare = following.offset, following.bare
             opening = open_container(self.tape, offset) if bare is None else open_samples(self.tape, offset, bare)
@@ -172,8 +173,9 @@ class _Reading:
                 head = self.tape.peek(offset, 12)
                 self.clock.begin(said.origin, said.latest)
                 for chunk, second, _ in confirmed(self._frames(container, stream, view)):
-                    yield from placed(self.clock, chunk, second)
-                    if self.clock.position >= self.until + READ_SECONDS:  # the resampler is behind
+                    for piece in placed(self.clock, chunk, second):
+                        yield Silence(min(piece.until, enough)) if isinstance(piece, Silence) else piece
+                    if self.clock.position >= enough:
                         return
                 following = Behind("nothing")
                 if bare is None and self.ending.last_byte:
@@ -248,8 +250,8 @@ class _Reading:
             raise not_readable(name, tally.reason or "no sound in it can be decoded")
         if tally.failed > tally.decoded:  # noise has a few bytes that pass for sound
             raise not_readable(name, f"of {tally.failed + tally.decoded} packets {tally.failed} cannot be decoded")
-        if self.cut:
-            lacking = None if self.announced is None else self.announced - clock.position
+        if self.cut and clock.position < self.until:  # else nothing is missing that was asked for
+            lacking = None if self.announced is None else min(self.announced, self.until) - clock.position
             about = f"{self.cut}, after {clock.position:.1f} s of sound"
             if self.announced is not None and self.announced - clock.position >= 0.05:  # what the figures show
                 about = f"{clock.position:.1f} s of sound are there of {self.announced:.1f} s that it announces"

@@ -38,6 +38,8 @@ UNKNOWN_BYTES, UNKNOWN_SLACK = (2**31, 2**32), 2**16
 # A guess of FFmpeg's is the bytes by the bit rate, but for a frame.
 GUESS_SECONDS = 0.05
 
+# Containers behind whose end FFmpeg does not look, or only once. With others it goes on where a file follows.
+ENDS_WHERE_IT_STATES = frozenset(["aiff", "caf", "flv", MATROSKA, MOV, "tta", "voc", "w64", "wav", "wv"])
 # Containers whose sound is one run of bytes, behind whose stated end only other chunks may follow.
 ONE_RUN = frozenset(["aiff", "caf", "w64", "wav"])
 # Containers of samples: what states no length may end anywhere.
@@ -176,7 +178,7 @@ def behind(tape: Tape, container: InputContainer, stream: AudioStream, head: byt
     """
     kind = container.format.name
     content = tape.peek(end, SEARCH_BYTES if tape.seekable else PIPE_SEARCH_BYTES)
-    found = _another(tape, kind, head, end, content)
+    found = _another(tape, kind, head, end, content) if kind in ENDS_WHERE_IT_STATES else None
     if found is not None:
         return Behind("container", found)
     if content.startswith(TAGS):

@@ -11,7 +11,7 @@ from fastslm.errors import AudioError
 # Bytes that opening may read, by how a file begins: an index of 20 hours of sound is smaller, and so is what FFmpeg
 # looks at to know a codec; zeros behind a header may be longer.
 OPENING_BYTES = 1 << 26
-OPENING_BYTES_OF = dict.fromkeys((b"RIFF", b"RF64", b"BW64", b"caff"), 1 << 24)
+OPENING_BYTES_OF: dict[bytes, int] = dict.fromkeys((b"RIFF", b"RF64", b"BW64", b"caff"), 1 << 24)
 # In which the headers of a stream lie.
 HEADER_BYTES = 1 << 18
 # Of what cannot be rewound so much is kept, to go on behind the end that a header states.
