@@ -8,7 +8,6 @@ LoRA is stored under PEFT's names (`fastslm.model.lora`). An adapter that a user
 is a checkpoint of its own, saved and loaded as PEFT and transformers have it.
 """
 
-import json
 import os
 import shutil
 import tempfile
@@ -22,12 +21,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, PreTrainedModel
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from fastslm.errors import CheckpointError
-from fastslm.model.adapters import adapted_parts, weight_sample
+from fastslm.model.adapters import adapted_parts, model_beneath, weight_sample
 from fastslm.model.base_weights import (
     check_base,
     check_reader,
@@ -74,7 +72,7 @@ class FastSLMPreTrainedModel(PreTrainedModel):
             WeightsError: the base weights cannot be found or fetched.
         """
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-        given, adapter = _beneath(pretrained_model_name_or_path, hub, kwargs.pop("adapter_kwargs", None) or {})
+        given, adapter = model_beneath(pretrained_model_name_or_path, hub, kwargs.pop("adapter_kwargs", None) or {})
         adapter_name = kwargs.pop("adapter_name", None)
         loaded = cls._from_either(given, hub, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -338,22 +336,6 @@ def written_beside(folder: str | os.PathLike) -> Iterator[Path]:
                 stale.unlink()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _beneath(given: Any, hub: dict[str, Any], adapter_kwargs: dict[str, Any]) -> tuple[Any, str | None]:
-    """Of what was asked for, the model to load and the adapter to put on top, `None` where there is none.
-
-    As transformers' own models find them: a folder that holds a whole model beside an adapter is both.
-    """
-    adapter = adapter_kwargs.get("_adapter_model_path")
-    if adapter is not None or given is None:
-        return given, adapter
-    found = find_adapter_config_file(os.fspath(given), **hub)
-    if found is None:
-        return given, None
-    if (Path(given) / CONFIG_NAME).is_file():
-        return given, os.fspath(given)
-    return json.loads(Path(found).read_text(encoding="utf-8"))["base_model_name_or_path"], os.fspath(given)
 
 
 def _umask() -> int:
