@@ -51,6 +51,12 @@ def adapter_state(model: nn.Module) -> tuple[object, ...]:
     )
 
 
+def weights_seen(*modules: nn.Module) -> tuple[object, ...]:
+    """What tells whether modules compute as before: a look that costs a millisecond or two, not a digest."""
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    return (*weight_sample(parameters), *(state for module in modules for state in adapter_state(module)))
+
+
 @torch.no_grad()
 def weight_sample(parameters: Iterable[torch.Tensor]) -> tuple[float, ...]:
     """A few values of each tensor: training, merging and loading change them, whichever way they do it.

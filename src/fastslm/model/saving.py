@@ -77,7 +77,7 @@ class FastSLMPreTrainedModel(PreTrainedModel):
         loaded = cls._from_either(given, hub, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if adapter is not None and not model._hf_peft_config_loaded:
-            model.load_adapter(adapter, adapter_name)
+            model.load_adapter(os.fspath(adapter), adapter_name)
         return loaded
 
     @classmethod
