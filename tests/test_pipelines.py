@@ -1,6 +1,7 @@
 """transformers' pipelines and Auto classes: each way in transcribes or answers, or says what to use."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,10 @@ def test_every_way_to_name_a_recording_gives_the_same_text(read, tiny, encode, t
         assert read(source)["text"] == text
     text = tiny.transcribe(clip).text
     assert read(torch.from_numpy(clip))["text"] == read({"raw": clip, "sampling_rate": 16_000})["text"] == text
+    assert read(tiny.encode(clip))["text"] == text
     slow = tiny.transcribe(clip, sampling_rate=8_000).text
+    decoded = SimpleNamespace(data=torch.from_numpy(clip)[None], sample_rate=8_000)
+    assert read(SimpleNamespace(get_all_samples=lambda: decoded))["text"] == slow
     assert read({"array": clip, "sampling_rate": 8_000, "path": "elsewhere.wav"})["text"] == slow != text
 
 

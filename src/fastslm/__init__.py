@@ -5,7 +5,7 @@
     print(model.transcribe("talk.mp3").text)
 
 Importing this package does no work: each public name brings what it needs when it is first used. transformers' Auto
-classes know FastSLM once `FastSLMForConditionalGeneration` was named, or `fastslm.load` called.
+classes and pipelines know FastSLM once `FastSLMForConditionalGeneration` was named, or `fastslm.load` called.
 """
 
 from importlib import import_module

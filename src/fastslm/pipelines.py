@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from transformers.pipelines.automatic_speech_recognition import AutomaticSpeechRecognitionPipeline
 
-from fastslm.audio import WINDOW_SECONDS, AudioSource
+from fastslm.audio import WINDOW_SECONDS
 from fastslm.errors import OptionError
+from fastslm.longform.memory import SpeechMemory
 from fastslm.longform.results import Transcript
 from fastslm.longform.transcription import Transcriber, TranscriptionOptions
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
-from fastslm.speech import FastSLM
+from fastslm.speech import FastSLM, Source
 
 # What `generate_kwargs` may hold, as the same pipeline has it for Whisper.
 TOLD_TO_WRITE = ("language", "max_new_tokens", "task")
@@ -63,8 +64,8 @@ class TranscriptionPipeline(AutomaticSpeechRecognitionPipeline):
         """Transcribe one recording, a list of them, or as many as an iterator or dataset gives.
 
         Args:
-            inputs: a path, an encoded file's content, an array (samples,) at 16 kHz, or a dictionary with `raw` or
-                `array` and its `sampling_rate`.
+            inputs: a path, an encoded file's content, an array (samples,) at 16 kHz, a dictionary with `raw` or `array`
+                and its `sampling_rate`, torchcodec's decoder, or a speech memory.
 
         Returns:
             a dictionary, a list of them, or an iterator over them.
@@ -141,13 +142,15 @@ def _beneath(model: Any) -> Any:
 
 
 def _is_recording(inputs: Any) -> bool:
-    return isinstance(inputs, str | bytes | bytearray | os.PathLike | np.ndarray | torch.Tensor | dict) or hasattr(
-        inputs, "read"
-    )
+    known = (str, bytes, bytearray, os.PathLike, np.ndarray, torch.Tensor, dict, SpeechMemory)
+    return isinstance(inputs, known) or hasattr(inputs, "read") or hasattr(inputs, "get_all_samples")
 
 
-def _source(given: Any) -> tuple[AudioSource, float | None]:
+def _source(given: Any) -> tuple[Source, float | None]:
     """A recording as transformers' pipeline is given it, and the rate of an array."""
+    if hasattr(given, "get_all_samples"):
+        decoded = given.get_all_samples()
+        return decoded.data, decoded.sample_rate
     if not isinstance(given, dict):
         return given, None
     source = next((given[key] for key in ("raw", "array") if given.get(key) is not None), given.get("path"))

@@ -6,11 +6,12 @@ from typing import Any
 import peft
 import pytest
 import torch
-from tiny_fastslm import MakeCheckpoint
+from tiny_fastslm import MakeCheckpoint, noise
 from transformers import AutoModel
 
 from fastslm.errors import CheckpointError
 from fastslm.loading import load
+from fastslm.longform.encoder import WindowEncoder
 from fastslm.longform.recording_prefix import RecordingPrefixes
 from fastslm.model.configuration import FastSLMConfig
 from fastslm.model.lora import lora_parameters
@@ -289,3 +290,32 @@ def test_a_checkpoint_keeps_the_names_that_lora_always_had(folders):
             f"{layer}.lora_A.default.weight",
             f"{layer}.lora_B.default.weight",
         }
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_on_any_part_is_heard_by_the_loaded_object_and_gone_when_it_is_switched_off(
+    dtype, make_checkpoint, tmp_path
+):
+    asr = load(make_checkpoint(reader=True), dtype="float32", quiet=True)
+    if dtype == "bfloat16":  # as on processors that multiply it: copies of encoder, HFQ-Former and decoder
+        asr.encoder = WindowEncoder(asr.model, dtype=torch.bfloat16)
+        asr.model.reader.read_in(torch.bfloat16)
+    tokens = asr.encode(noise(2.0)).tokens
+
+    def heard() -> tuple[list[float], str, list[int]]:
+        memory = asr.encode(noise(2.0))
+        (read,) = asr.model.reader.read(tokens, 20)
+        return memory.tokens.flatten().tolist(), memory.facts.token_fingerprint, list(read.ids)
+
+    before = heard()
+    for part, changes in (("encoder", [0, 1]), ("hfq_former", [0, 1]), ("reader.decoder", [2])):
+        torch.manual_seed(1)
+        config = peft.LoraConfig(r=4, lora_alpha=80, target_modules=rf"{part}\..*_proj", init_lora_weights=False)
+        wrapped: Any = peft.get_peft_model(asr.model, config).eval()
+        adapted = heard()
+        assert [index for index in changes if adapted[index] == before[index]] == []
+        with wrapped.disable_adapter():
+            off = heard()
+            assert (off[0], off[2]) == (before[0], before[2])
+        wrapped.unload()
+        assert heard() == before

@@ -27,6 +27,7 @@ from fastslm.longform.memory import MemoryFacts, SpeechMemory
 from fastslm.longform.results import Progress
 from fastslm.longform.resumption import KeptGroups
 from fastslm.longform.workers import Task, Workers, worker_count
+from fastslm.model.adapters import weights_seen
 from fastslm.model.hfq_former import HFQFormer
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.narrow_copy import narrow_copy
@@ -61,8 +62,8 @@ class WindowEncoder:
     """Encodes recordings with one model.
 
     Args:
-        model: in evaluation mode, on the device where it is to run; its weights stay as they are from the first
-            encoding on, of which they are copied where `dtype` is another than theirs.
+        model: in evaluation mode, on the device where it is to run; its weights stay as they are during an encoding,
+            for which they are copied where `dtype` is another than theirs.
         group_windows: windows that pass the model together.
         workers: groups that are computed side by side; `None` is what the device can best do.
         dtype: what encoder and HFQ-Former compute in, and of the tokens; `None` is the model's own. In float32 a
@@ -93,6 +94,7 @@ class WindowEncoder:
         self._fingerprint: str | None = None
         self._blank: torch.Tensor | None = None
         self._copies: _Narrow | None = None
+        self._weights: tuple[object, ...] = ()
         self._copying = Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,6 +107,7 @@ class WindowEncoder:
     @property
     def fingerprint(self) -> str:
         """Of the tokens that this encoder makes."""
+        self._follow_weights()
         if self._fingerprint is None:
             self._fingerprint = token_fingerprint(self.model)
         return self._fingerprint
@@ -288,11 +291,19 @@ class WindowEncoder:
     def _narrow(self) -> "_Narrow":
         """Copies in `dtype`: autocast would round their weights again for every group."""
         assert self.dtype is not None
+        self._follow_weights()
         with self._copying:
             if self._copies is None:
                 encoder: Any = narrow_copy(self.model.encoder, self.dtype)  # transformers hides `to` from type checkers
                 self._copies = _Narrow(encoder.to(self.dtype), narrow_copy(self.model.hfq_former, self.dtype))
             return self._copies
+
+    def _follow_weights(self) -> None:
+        """Forget copies and fingerprint where the weights are others than before, or have an adapter on top."""
+        weights = weights_seen(self.model.encoder, self.model.hfq_former)
+        with self._copying:
+            if weights != self._weights:
+                self._weights, self._fingerprint, self._copies = weights, None, None
 
     def _stamp(self, cuts: Cuts, part: Part = WHOLE) -> dict[str, object]:
         """All that decides, to the last bit, what a recording's tokens are."""

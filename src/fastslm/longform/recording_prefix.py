@@ -10,7 +10,7 @@ from fastslm.inference.cascade import speech_embeddings
 from fastslm.longform.fingerprint import model_fingerprint
 from fastslm.longform.generation import prompt_ids
 from fastslm.longform.prefix_cache import Prefix, PrefixCache, load_prefix, prefill, prefix_digest, save_prefix
-from fastslm.model.adapters import adapter_state, weight_sample
+from fastslm.model.adapters import weights_seen
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
 
@@ -39,9 +39,7 @@ class RecordingPrefixes:
 
     def _follow_weights(self) -> None:
         """Forget everything where the language model is another than before: trained, merged, or with an adapter."""
-        model = self.model
-        parameters = [*model.language_model.parameters(), *model.projector.parameters()]
-        weights = (*weight_sample(parameters), *adapter_state(model))
+        weights = weights_seen(self.model.language_model, self.model.projector)
         if weights != self._weights:
             self._weights, self._fingerprint = weights, None
             self.cache.clear()

@@ -482,7 +482,9 @@ AutoModelForSpeechSeq2Seq.register(FastSLMConfig, FastSLMForConditionalGeneratio
 AutoModelForSeq2SeqLM.register(FastSLMConfig, FastSLMForConditionalGeneration)
 # Of transformers' pipelines: the one that transcribes gives way to ours, which gives other models back to it; the one
 # that answers chats with audio looks its models up by name, and is known to the Hub by another task as well.
-TASKS: dict[str, Any] = PIPELINE_REGISTRY.supported_tasks
-TASKS["automatic-speech-recognition"]["impl"] = "fastslm.pipelines.TranscriptionPipeline"
-TASKS.setdefault("audio-text-to-text", TASKS["any-to-any"])
-cast(Any, MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)[FastSLMConfig.model_type] = FastSLMForConditionalGeneration.__name__
+_tasks = cast(dict[str, Any], PIPELINE_REGISTRY.supported_tasks)
+_tasks["automatic-speech-recognition"]["impl"] = "fastslm.pipelines.TranscriptionPipeline"
+_tasks.setdefault("audio-text-to-text", _tasks["any-to-any"])
+cast(dict[str, str], MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)[FastSLMConfig.model_type] = (
+    "FastSLMForConditionalGeneration"
+)

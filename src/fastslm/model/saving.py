@@ -9,7 +9,6 @@ that a user put on top, with PEFT or `add_adapter`, is a checkpoint of its own, 
 transformers have it.
 """
 
-import json
 import os
 import shutil
 import tempfile
@@ -23,12 +22,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, PreTrainedModel
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from fastslm.errors import CheckpointError
-from fastslm.model.adapters import adapted_parts, weight_sample
+from fastslm.model.adapters import adapted_parts, model_beneath, weight_sample
 from fastslm.model.base_weights import (
     check_base,
     check_decoder,
@@ -78,12 +76,12 @@ class FastSLMPreTrainedModel(PreTrainedModel):
             WeightsError: the base weights cannot be found or fetched.
         """
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
-        given, adapter = _beneath(pretrained_model_name_or_path, hub, kwargs.pop("adapter_kwargs", None) or {})
+        given, adapter = model_beneath(pretrained_model_name_or_path, hub, kwargs.pop("adapter_kwargs", None) or {})
         adapter_name = kwargs.pop("adapter_name", None)
         loaded = cls._from_either(given, hub, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if adapter is not None and not model._hf_peft_config_loaded:
-            model.load_adapter(adapter, adapter_name)
+            model.load_adapter(os.fspath(adapter), adapter_name)
         return loaded
 
     @classmethod
@@ -358,22 +356,6 @@ def written_beside(folder: str | os.PathLike) -> Iterator[Path]:
                 stale.unlink()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _beneath(given: Any, hub: dict[str, Any], adapter_kwargs: dict[str, Any]) -> tuple[Any, str | None]:
-    """Of what was asked for, the model to load and the adapter to put on top, `None` where there is none.
-
-    As transformers' own models find them: a folder that holds a whole model beside an adapter is both.
-    """
-    adapter = adapter_kwargs.get("_adapter_model_path")
-    if adapter is not None or given is None:
-        return given, adapter
-    found = find_adapter_config_file(os.fspath(given), **hub)
-    if found is None:
-        return given, None
-    if (Path(given) / CONFIG_NAME).is_file():
-        return given, os.fspath(given)
-    return json.loads(Path(found).read_text(encoding="utf-8"))["base_model_name_or_path"], os.fspath(given)
 
 
 def _umask() -> int:

@@ -24,6 +24,7 @@ from transformers import DynamicCache, EncoderDecoderCache, LogitsProcessor, Sto
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
 from fastslm.errors import CheckpointError, OptionError
+from fastslm.model.adapters import weights_seen
 from fastslm.model.configuration import FastSLMConfig, HFQFormerConfig
 from fastslm.model.ctc_head import ContextBlock
 from fastslm.model.lora import add_decoder_lora, merge_lora
@@ -110,10 +111,16 @@ class UnfoldingDecoder(nn.Module):
         self.is_merged = False
         # Not a module of this one: it is neither saved nor counted.
         self._fast: list[Any] = []
+        self._copied: tuple[object, ...] = ()  # what was seen of the weights that it is a copy of
 
     def read_in(self, dtype: torch.dtype) -> None:
         """Read with a copy of the decoder in another dtype from now on; what is trained and saved stays as it is."""
-        self._fast = [deepcopy(self.decoder).to(dtype)]
+        self._fast, self._copied = [deepcopy(self.decoder).to(dtype)], weights_seen(self.decoder)
+
+    def _follow_weights(self) -> None:
+        """Copy the decoder anew where it is another than before: trained, merged, or with an adapter."""
+        if self._fast and self._copied != weights_seen(self.decoder):
+            self.read_in(self._fast[0].dtype)
 
     @property
     def reading(self) -> Any:
@@ -147,6 +154,7 @@ class UnfoldingDecoder(nn.Module):
 
         The unfolder's weights are float32 in every model; where the decoder reads in bfloat16, they multiply in it.
         """
+        self._follow_weights()
         place = self.unfold.place
         half = self.reading.dtype is torch.bfloat16
         with torch.autocast(place.device.type, torch.bfloat16) if half else nullcontext():
