@@ -23,6 +23,7 @@ from fastslm.longform.results import Answer, Transcript
 from fastslm.longform.transcription import NoSpeech, Transcriber, TranscriptionOptions
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
+from fastslm.model.products import Kernels
 
 Source = AudioSource | SpeechMemory
 Sources = Source | Sequence[Source]
@@ -41,6 +42,7 @@ class FastSLM:
         processor: of the same checkpoint.
         name: what results and messages call it.
         encoder_dtype: what encoder and HFQ-Former compute in (`WindowEncoder`), by default the model's.
+        kernels: what the encoder multiplies with (`WindowEncoder`).
     """
 
     def __init__(
@@ -49,11 +51,12 @@ class FastSLM:
         processor: FastSLMProcessor,
         name: str = "the model",
         encoder_dtype: torch.dtype | None = None,
+        kernels: Kernels = "torch",
     ) -> None:
         self.model = model.eval()
         self.processor = processor
         self.name = name
-        self.encoder = WindowEncoder(model, dtype=encoder_dtype)
+        self.encoder = WindowEncoder(model, dtype=encoder_dtype, kernels=kernels)
         self.answerer = Answerer(model, processor)
         self.transcriber = Transcriber(model, processor, recordings=self.answerer.recordings)
 

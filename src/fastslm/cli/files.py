@@ -205,7 +205,8 @@ def _announce(loaded: "FastSLM", file: Path, cuts: str | None) -> None:
     seconds = None if file.suffix.lower() == SUFFIX else probe_duration(file)
     if seconds is not None and seconds >= LONG_SECONDS:
         chosen: Any = cuts or own_cuts(loaded.model)
-        takes = plan(loaded.model, seconds, cuts=chosen, encoder_dtype=loaded.encoder.dtype)
+        encoder = loaded.encoder
+        takes = plan(loaded.model, seconds, cuts=chosen, encoder_dtype=encoder.dtype, kernels=encoder.kernels)
         typer.echo(f"fastslm: {file} is {takes.line()}", err=True)
 
 
