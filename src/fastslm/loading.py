@@ -19,6 +19,7 @@ from fastslm.longform.encoder import fast_dtype
 from fastslm.model.configuration import FastSLMConfig
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
+from fastslm.model.products import PRODUCTS_REASON, best_kernels
 from fastslm.speech import FastSLM
 from fastslm.weights import HUB_ID, resolve
 from fastslm.writing import utf8_path
@@ -46,7 +47,7 @@ def load(
         device: as torch has it; `auto` is CUDA where there is some, else the CPU.
         dtype: `float32`, `bfloat16` or `float16`, of everything; `auto` is bfloat16 on a CUDA device that has it, on
             the CPU float32, with encoder, HFQ-Former and Whisper's decoder in bfloat16 where the processor multiplies
-            it.
+            it. On one without AMX, bfloat16 is computed by matrix products (`fastslm.model.products`).
         quiet: say nothing of what was chosen.
 
     Raises:
@@ -74,15 +75,19 @@ def _load(name: str | os.PathLike, device: str | torch.device, dtype: str | torc
             ) from error
     model.merge_decoder_lora().to(chosen_device)
     encoder_dtype, encoder_reason = choose_encoder_dtype(dtype, chosen_device)
-    if encoder_dtype is not None and model.whisper_decoder is not None:
-        model.whisper_decoder.read_in(encoder_dtype)
+    computing = encoder_dtype or chosen_dtype
+    kernels = best_kernels(chosen_device, computing)
+    if kernels == "products":
+        encoder_reason += f"; {PRODUCTS_REASON}"
+    if model.whisper_decoder is not None and (encoder_dtype is not None or kernels == "products"):
+        model.whisper_decoder.read_in(computing, kernels)
     if not quiet and (device_reason or dtype_reason):
         chosen = f"{chosen_device}{device_reason}, {str(chosen_dtype).removeprefix('torch.')}{dtype_reason}"
         if encoder_dtype is not None:
             own = "Whisper's parts" if model.whisper_decoder is not None else "the encoder"
             chosen += f", {own} in {str(encoder_dtype).removeprefix('torch.')} ({encoder_reason})"
         print(f"fastslm: {os.fspath(name)} runs on {chosen}.", file=sys.stderr)
-    return FastSLM(model, processor, name=os.fspath(name), encoder_dtype=encoder_dtype)
+    return FastSLM(model, processor, name=os.fspath(name), encoder_dtype=encoder_dtype, kernels=kernels)
 
 
 def unloaded(name: str | os.PathLike = DEFAULT_MODEL) -> FastSLMForConditionalGeneration:

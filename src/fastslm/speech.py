@@ -23,6 +23,7 @@ from fastslm.longform.results import Answer, Transcript
 from fastslm.longform.transcription import NoSpeech, Transcriber, TranscriptionOptions
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.processing import FastSLMProcessor
+from fastslm.model.products import Kernels
 from fastslm.model.threads import refuse_fork, settle
 
 Source = AudioSource | SpeechMemory
@@ -46,6 +47,7 @@ class FastSLM:
         processor: of the same checkpoint.
         name: what results and messages call it.
         encoder_dtype: what encoder and HFQ-Former compute in (`WindowEncoder`), by default the model's.
+        kernels: what the encoder multiplies with (`WindowEncoder`).
     """
 
     def __init__(
@@ -54,11 +56,12 @@ class FastSLM:
         processor: FastSLMProcessor,
         name: str = "the model",
         encoder_dtype: torch.dtype | None = None,
+        kernels: Kernels = "torch",
     ) -> None:
         self.model = model.eval()
         self.processor = processor
         self.name = name
-        self.encoder = WindowEncoder(model, dtype=encoder_dtype)
+        self.encoder = WindowEncoder(model, dtype=encoder_dtype, kernels=kernels)
         self.answerer = Answerer(model, processor)
         self.transcriber = Transcriber(model, processor, recordings=self.answerer.recordings)
         self._process = os.getpid()

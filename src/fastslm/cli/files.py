@@ -162,7 +162,8 @@ def _announce(loaded: "FastSLM", file: Path, part: "Part | None", cuts: str | No
     seconds = None if file.suffix.lower() == SUFFIX else probe_duration(file, part=part or WHOLE)
     if seconds is not None and seconds >= LONG_SECONDS:
         chosen: Any = cuts or own_cuts(loaded.model)
-        takes = plan(loaded.model, seconds, cuts=chosen, encoder_dtype=loaded.encoder.dtype)
+        encoder = loaded.encoder
+        takes = plan(loaded.model, seconds, cuts=chosen, encoder_dtype=encoder.dtype, kernels=encoder.kernels)
         say(f"{shown(file)} is {takes.line()}")
 
 

@@ -36,6 +36,7 @@ def plan(
     from fastslm.longform.cuts import check_cuts
     from fastslm.longform.plan import empty_model
     from fastslm.longform.plan import plan as plan_of
+    from fastslm.model.products import PRODUCTS_REASON, best_kernels
     from fastslm.speech import own_cuts
 
     part = Part.of(track, start, duration)
@@ -47,6 +48,9 @@ def plan(
     name = str(chosen_dtype).removeprefix("torch.")
     reasons = (f"{chosen_device}{device_reason}", f"{name}{dtype_reason}")
     encoder_dtype, encoder_reason = choose_encoder_dtype(dtype, chosen_device)
+    kernels = best_kernels(chosen_device, encoder_dtype or chosen_dtype)
+    if kernels == "products":
+        encoder_reason += f"; {PRODUCTS_REASON}"
     if encoder_dtype is not None:
         own = "the encoder" if empty.whisper_decoder is None else "Whisper's parts"
         reasons += (f"{own} in {str(encoder_dtype).removeprefix('torch.')} ({encoder_reason})",)
@@ -61,6 +65,7 @@ def plan(
             device=str(chosen_device),
             cuts=chosen_cuts,
             encoder_dtype=encoder_dtype,
+            kernels=kernels,
             reasons=reasons,
         )
         if as_json:

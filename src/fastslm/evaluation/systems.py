@@ -74,7 +74,7 @@ class FastSLMSystem:
 
     def facts(self, task: str) -> dict[str, Any]:
         """As `System`."""
-        parameters = next(self.model.model.parameters())
+        parameters, reader = next(self.model.model.parameters()), self.model.model.reader
         return {
             "system": "fastslm",
             "model": self.model.name,
@@ -84,6 +84,8 @@ class FastSLMSystem:
             "device": parameters.device.type,
             "dtype": str(parameters.dtype).removeprefix("torch."),
             "encoder_dtype": str(self.model.encoder.dtype or parameters.dtype).removeprefix("torch."),
+            "kernels": self.model.encoder.kernels,
+            **({} if reader is None else {"reader_dtype": reader.computes_in}),
         }
 
     def reply(self, task: str, recordings: Iterable[Heard]) -> Iterator[list[Reply]]:

@@ -27,10 +27,12 @@ from fastslm.longform.memory import MemoryFacts, SpeechMemory
 from fastslm.longform.results import Progress
 from fastslm.longform.resumption import KeptGroups
 from fastslm.longform.workers import Task, Workers, worker_count
-from fastslm.model.adapters import weights_seen
+from fastslm.model.adapters import adapted_parts, weights_seen
+from fastslm.model.fast_encoder import FastEncoder
 from fastslm.model.hfq_former import HFQFormer
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.narrow_copy import narrow_copy
+from fastslm.model.products import Kernels
 
 # Windows that pass the model together. Fixed, so that memory and results do not depend on the recording.
 GROUP_WINDOWS = 2
@@ -52,10 +54,13 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Narrow:
-    """What windows pass on their way, in a narrower type than the model's."""
+    """What windows pass on their way, in a narrower type than the model's or with other kernels.
+
+    hfq_former: `None` where it is the model's own.
+    """
 
     encoder: Any
-    hfq_former: HFQFormer
+    hfq_former: HFQFormer | None
 
 
 class WindowEncoder:
@@ -69,9 +74,10 @@ class WindowEncoder:
         dtype: what encoder and HFQ-Former compute in, and of the tokens; `None` is the model's own. In float32 a
             window's tokens do not depend on its group but for rounding (1e-4); in bfloat16 they agree as far as
             bfloat16 goes.
+        kernels: what the encoder multiplies with in bfloat16 (`fastslm.model.products`).
 
     Raises:
-        OptionError: `dtype` is no narrower than the model's own.
+        OptionError: `dtype` is no narrower than the model's own, or not what the kernels are for.
     """
 
     def __init__(
@@ -80,6 +86,7 @@ class WindowEncoder:
         group_windows: int = GROUP_WINDOWS,
         dtype: torch.dtype | None = None,
         workers: int | None = None,
+        kernels: Kernels = "torch",
     ):
         self.model = model
         self.group_windows = group_windows
@@ -91,6 +98,9 @@ class WindowEncoder:
                 f"The encoder cannot compute in {asked}, which is no narrower than the model's {own}: load the "
                 f"model in {asked}, or leave it out."
             )
+        self.kernels: Kernels = kernels
+        if kernels == "products" and (self.dtype or model.dtype) is not torch.bfloat16:
+            raise OptionError("The kernels `products` compute in bfloat16: give that dtype too, or leave them out.")
         self._fingerprint: str | None = None
         self._blank: torch.Tensor | None = None
         self._copies: _Narrow | None = None
@@ -274,7 +284,10 @@ class WindowEncoder:
     @torch.inference_mode()
     def frames(self, features: torch.Tensor) -> torch.Tensor:
         """Whisper's frozen encoder: log-mel windows (windows, mel bins, 3000) → frames (windows, 1500, hidden)."""
-        encoder = self.model.encoder if self.dtype is None else self._narrow.encoder
+        own = self.dtype is None and self.kernels == "torch"
+        encoder = self.model.encoder if own else self._narrow.encoder
+        if isinstance(encoder, FastEncoder):
+            return encoder(features)
         weight = encoder.conv1.weight
         return encoder(features.to(weight.device, weight.dtype)).last_hidden_state
 
@@ -284,19 +297,27 @@ class WindowEncoder:
         if self.dtype is None:
             return self.model.get_speech_tokens(encoder_frames=frames)
         former = self._narrow.hfq_former
+        assert former is not None
         with torch.autocast(frames.device.type, self.dtype):
             return former(frames.to(former.compressor1.query.dtype))
 
     @property
     def _narrow(self) -> "_Narrow":
         """Copies in `dtype`: autocast would round their weights again for every group."""
-        assert self.dtype is not None
         self._follow_weights()
         with self._copying:
             if self._copies is None:
-                encoder: Any = narrow_copy(self.model.encoder, self.dtype)  # transformers hides `to` from type checkers
-                self._copies = _Narrow(encoder.to(self.dtype), narrow_copy(self.model.hfq_former, self.dtype))
+                former = None if self.dtype is None else narrow_copy(self.model.hfq_former, self.dtype)
+                self._copies = _Narrow(self._narrow_encoder(), former)
             return self._copies
+
+    def _narrow_encoder(self) -> Any:
+        # An adapter on top computes in layers of its own.
+        if self.kernels == "products" and not any(adapted_parts(self.model.encoder)):
+            return FastEncoder(self.model.encoder)
+        dtype = self.dtype or self.model.dtype
+        encoder: Any = narrow_copy(self.model.encoder, dtype)  # transformers hides `to` from type checkers
+        return encoder.to(dtype)
 
     def _follow_weights(self) -> None:
         """Forget copies and fingerprint where the weights are others than before, or have an adapter on top."""
@@ -307,7 +328,7 @@ class WindowEncoder:
 
     def _stamp(self, cuts: Cuts, part: Part = WHOLE) -> dict[str, object]:
         """All that decides, to the last bit, what a recording's tokens are."""
-        return {
+        stamp: dict[str, object] = {
             "part": asdict(part),
             "token_fingerprint": self.fingerprint,
             "cuts": cuts,
@@ -315,6 +336,7 @@ class WindowEncoder:
             "dtype": str(self.dtype or self.model.dtype),
             "device": self.model.device.type,
         }
+        return stamp if self.kernels == "torch" else {**stamp, "kernels": self.kernels}
 
     def _memory(self, recording: Recording, start: float) -> SpeechMemory:
         ends = np.cumsum(recording.samples) / SAMPLE_RATE

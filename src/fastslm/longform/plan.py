@@ -20,8 +20,10 @@ from fastslm.longform.generation import context_length
 from fastslm.longform.results import clock
 from fastslm.longform.workers import worker_count
 from fastslm.model.configuration import FastSLMConfig
+from fastslm.model.fast_decoder import fast_decoder_bytes
 from fastslm.model.modeling import FastSLMForConditionalGeneration
 from fastslm.model.narrow_copy import narrow_bytes
+from fastslm.model.products import Kernels
 
 # Python, torch, transformers and the buffers of their kernels, measured on Linux: the same whatever the model.
 PROGRAM_BYTES = 590_000_000
@@ -123,6 +125,7 @@ def plan(
     windows: int | None = None,
     group_windows: int | None = None,
     encoder_dtype: torch.dtype | None = None,
+    kernels: Kernels = "torch",
     reasons: tuple[str, ...] = (),
 ) -> Plan:
     """What a recording of so many seconds takes.
@@ -133,6 +136,7 @@ def plan(
         windows: that a memory holds, whose cuts are what they are.
         group_windows: that are in the encoder at a time, by default what `WindowEncoder` does on the device.
         encoder_dtype: what the encoder computes in (`WindowEncoder`), by default the model's.
+        kernels: what multiplies in it (`WindowEncoder`).
         reasons: why things were chosen as they are, a sentence each.
     """
     config = model.config
@@ -143,11 +147,17 @@ def plan(
     tokens = config.tokens_per_window
     kept = (windows or 0) * tokens * config.hfq_config.hidden_size * (encoder_dtype or dtype).itemsize
     weights = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
-    if encoder_dtype not in (None, dtype):
-        # Copies of their own.
-        for part in (model.encoder, None if model.whisper_decoder is None else model.whisper_decoder.decoder):
-            weights += sum(own.numel() for own in part.parameters()) * encoder_dtype.itemsize if part is not None else 0
+    decoder = None if model.whisper_decoder is None else model.whisper_decoder.decoder
+    copied = [model.encoder, decoder] if encoder_dtype not in (None, dtype) else []
+    if copied and encoder_dtype is not None:
         weights += narrow_bytes(model.hfq_former, encoder_dtype, dtype)
+    if kernels == "products":
+        copied = [model.encoder]
+        weights += 0 if decoder is None else fast_decoder_bytes(decoder)
+    for part in copied:
+        weights += (
+            0 if part is None else sum(own.numel() for own in part.parameters()) * (encoder_dtype or dtype).itemsize
+        )
     device = device or str(model.device)
     group_windows = group_windows or GROUP_WINDOWS * worker_count(torch.device(device))
     group = group_bytes(model, group_windows, encoder_dtype or dtype)

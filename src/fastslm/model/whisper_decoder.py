@@ -15,7 +15,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,12 @@ from transformers import DynamicCache, EncoderDecoderCache, LogitsProcessor, Sto
 from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
 from fastslm.errors import CheckpointError, OptionError
-from fastslm.model.adapters import weights_seen
+from fastslm.model.adapters import adapted_parts, weights_seen
 from fastslm.model.configuration import FastSLMConfig, HFQFormerConfig
 from fastslm.model.ctc_head import ContextBlock
+from fastslm.model.fast_decoder import FastDecoder
 from fastslm.model.lora import add_decoder_lora, merge_lora
+from fastslm.model.products import Kernels
 from fastslm.weights import resolve
 
 # 20 a second: the decoder reads them as well as the encoder's 50 (docs/LOG.md).
@@ -92,6 +94,37 @@ class PreviousText:
     hotwords_left_out: int = 0
 
 
+class Writing(Protocol):
+    """Texts in the making, one row for each window."""
+
+    def scores(self, ids: torch.Tensor) -> torch.Tensor:
+        """Logits of the next token after these: (rows, tokens that it has not seen) → (rows, vocabulary)."""
+        ...
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with some rows alone, (rows that stay,) of indices."""
+        ...
+
+
+class _PlainWriting:
+    """With transformers' decoder and cache."""
+
+    def __init__(self, decoder: "UnfoldingDecoder", frames: torch.Tensor):
+        self.decoder = decoder
+        self.frames = frames.to(decoder.reading.dtype)
+        self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+    def scores(self, ids: torch.Tensor) -> torch.Tensor:
+        hidden = self.decoder.reading(
+            input_ids=ids, encoder_hidden_states=self.frames, past_key_values=self.cache, use_cache=True
+        ).last_hidden_state
+        return self.decoder.next_scores(hidden[:, -1])
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self.frames = self.frames[rows]
+        self.cache.batch_select_indices(rows)  # type: ignore[arg-type]
+
+
 class UnfoldingDecoder(nn.Module):
     """The unfolder, which is trained, and Whisper's decoder, which is frozen base weight with or without LoRA.
 
@@ -111,20 +144,36 @@ class UnfoldingDecoder(nn.Module):
         self.is_merged = False
         # Not a module of this one: it is neither saved nor counted.
         self._fast: list[Any] = []
+        self._products: FastDecoder | None = None
         self._copied: tuple[object, ...] = ()  # what was seen of the weights that it is a copy of
 
-    def read_in(self, dtype: torch.dtype) -> None:
-        """Read with a copy of the decoder in another dtype from now on; what is trained and saved stays as it is."""
-        self._fast, self._copied = [deepcopy(self.decoder).to(dtype)], weights_seen(self.decoder)
+    def read_in(self, dtype: torch.dtype, kernels: Kernels = "torch") -> None:
+        """Read with a copy of the decoder in another dtype from now on; what is trained and saved stays as it is.
+
+        Args:
+            kernels: `products` computes in bfloat16, and the scores in int8 (`fastslm.model.fast_decoder`).
+        """
+        self._copied = weights_seen(self.decoder)
+        # An adapter on top computes in layers of its own.
+        if kernels == "products" and not any(adapted_parts(self.decoder)):
+            self._fast, self._products = [], FastDecoder(self.decoder)
+        else:
+            self._fast, self._products = [deepcopy(self.decoder).to(dtype)], None
 
     def _follow_weights(self) -> None:
         """Copy the decoder anew where it is another than before: trained, merged, or with an adapter."""
-        if self._fast and self._copied != weights_seen(self.decoder):
-            self.read_in(self._fast[0].dtype)
+        if (self._fast or self._products) and self._copied != weights_seen(self.decoder):
+            dtype = self._fast[0].dtype if self._fast else torch.bfloat16
+            self.read_in(dtype, "products" if self._products else "torch")
+
+    @property
+    def computes_in(self) -> str:
+        """What texts are read in: a dtype, and what is computed in another."""
+        return "bfloat16, scores int8" if self._products else str(self.reading.dtype).removeprefix("torch.")
 
     @property
     def reading(self) -> Any:
-        """The decoder that texts are read with."""
+        """The decoder that texts are read with, unless it is with the kernels `products`."""
         return self._fast[0] if self._fast else self.decoder
 
     def merge_lora(self) -> None:
@@ -156,7 +205,7 @@ class UnfoldingDecoder(nn.Module):
         """
         self._follow_weights()
         place = self.unfold.place
-        half = self.reading.dtype is torch.bfloat16
+        half = self._products is not None or self.reading.dtype is torch.bfloat16
         with torch.autocast(place.device.type, torch.bfloat16) if half else nullcontext():
             return self.unfold(tokens.to(place))
 
@@ -182,25 +231,20 @@ class UnfoldingDecoder(nn.Module):
             previous: tokens before the start of each text, from `previous_text`. Neither `done` nor `processors` see
                 them, and no text holds them.
         """
-        decoder = self.reading
-        frames = frames.to(decoder.dtype)
         skipped = len(previous)
         device, begin = frames.device, skipped + len(self.start)
-        length = begin + min(max_new_tokens, decoder.config.max_target_positions - begin)
+        length = begin + min(max_new_tokens, self.decoder.config.max_target_positions - begin)
         end = self.tokenizer.eos_token_id
         ids = torch.full((len(frames), length), end, device=device)
         ids[:, :begin] = torch.tensor([*previous, *self.start], device=device)
         never, not_first = (torch.tensor(own, dtype=torch.long, device=device) for own in self._suppressed)
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        writing: Writing = _PlainWriting(self, frames) if self._products is None else self._products.begin(frames)
         ended = torch.zeros(len(ids), dtype=torch.bool, device=device)
         rows = torch.arange(len(ids), device=device)  # those in the batch
         told = 0  # how many of the ids the decoder has seen
         for at in range(begin, length):
-            hidden = decoder(
-                input_ids=ids[rows, told:at], encoder_hidden_states=frames, past_key_values=cache, use_cache=True
-            ).last_hidden_state
+            scores = writing.scores(ids[rows, told:at])
             told = at
-            scores = self.next_scores(hidden[:, -1])
             for process in processors:
                 scores = process(ids[rows, skipped:at], scores.float())  # type: ignore[arg-type]
             scores[:, never] = float("-inf")
@@ -216,8 +260,8 @@ class UnfoldingDecoder(nn.Module):
                 break
             # Taking rows out copies what is kept of all others.
             if len(going) <= len(rows) * STAYING:
-                rows, frames = rows[going], frames[going]
-                cache.batch_select_indices(going)  # type: ignore[arg-type]
+                rows = rows[going]
+                writing.keep(going)
         return [self._read(row) for row in ids[:, skipped : at + 1].tolist()]
 
     def next_scores(self, hidden: torch.Tensor) -> torch.Tensor:
