@@ -16,7 +16,7 @@ from fastslm.model import products
 from fastslm.model.configuration import FastSLMConfig
 from fastslm.model.fast_decoder import ROOM, FastDecoder, fast_decoder_bytes
 from fastslm.model.fast_encoder import FastEncoder
-from fastslm.model.lora import add_reader_lora
+from fastslm.model.lora import add_decoder_lora
 from fastslm.model.products import Int8Linear, PackedLinear, attend, best_kernels
 
 pytestmark = pytest.mark.skipif(
@@ -166,7 +166,7 @@ def test_a_text_goes_on_alone_as_it_went_on_among_others(decoder: WhisperDecoder
 
 def test_a_decoder_whose_lora_is_not_merged_is_refused(decoder: WhisperDecoder) -> None:
     own = copy.deepcopy(decoder)
-    add_reader_lora(own, FastSLMConfig(audio_config=config(), reader_base="whisper", reader_lora_rank=2), on_meta=False)
+    add_decoder_lora(own, FastSLMConfig(audio_config=config(), base_decoder="whisper", decoder_lora_rank=2))
     with pytest.raises(ValueError, match="is not merged"):
         FastDecoder(own)
 
