@@ -123,7 +123,7 @@ def stream_audio(
         until = None if part.duration is None else part.end
         on_partial = on_partial or (lambda sentence, _: warn(sentence))
         chunks = file_chunks(source, warn, on_partial, track=part.track, until=until, strict=strict)
-    mixing = _Mixing(name, warn, told_from=part.start)
+    mixing = _Mixing(name, warn, told_from=part.start, told_until=part.end)
     yield from _blocks(_only(part, _resampled(_mono(chunks, mixing)), name), block_samples, name)
     mixing.conclude()
 
@@ -247,18 +247,26 @@ class _Mixing:
     Args:
         name: of the recording.
         on_warning: told of channels that are not averaged, once all is read.
-        told_from: second before which nothing is told.
+        told_from, told_until: seconds before and after which nothing is told.
         at_once: tell it when that first happens, too.
     """
 
-    def __init__(self, name: str, on_warning: OnWarning, *, told_from: float = 0.0, at_once: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        on_warning: OnWarning,
+        *,
+        told_from: float = 0.0,
+        told_until: float = math.inf,
+        at_once: bool = False,
+    ) -> None:
         self.name = name
-        self._tell, self._told_from, self._at_once = on_warning, told_from, at_once
+        self._tell, self._told, self._at_once = on_warning, (told_from, told_until), at_once
         self._mixers: list[Mixer] = []
 
     def begin(self, rate: float, second: float) -> Mixer:
         """A mixer for what comes now, of this rate and number of channels."""
-        self._mixers.append(Mixer(rate, second, self._told_from))
+        self._mixers.append(Mixer(rate, second, *self._told))
         return self._mixers[-1]
 
     def heard(self) -> None:

@@ -61,10 +61,12 @@ class Mixer:
     Args:
         rate: Hz.
         start: second of the recording at which its first sample lies.
-        told_from: second before which nothing is told, as it is not asked for.
+        told_from, told_until: seconds before and after which nothing is told, as it is not asked for.
     """
 
-    def __init__(self, rate: float, start: float = 0.0, told_from: float = 0.0) -> None:
+    def __init__(
+        self, rate: float, start: float = 0.0, told_from: float = 0.0, told_until: float = float("inf")
+    ) -> None:
         self.rate = rate
         self.cancelled = _Tally()
         self.taken: set[int] = set()  # channels, from 0
@@ -74,7 +76,7 @@ class Mixer:
         self._held: list[tuple[np.ndarray, np.ndarray]] = []
         self._length = 0
         self._position = start
-        self._told_from = told_from
+        self._told_from, self._told_until = told_from, told_until
         self._before: np.ndarray | None = None  # weights of the last block; None: the plain mean
         self._begun = False
         self._follows = False  # sound just before: at a beginning there is nothing to fade from
@@ -168,7 +170,7 @@ class Mixer:
         sound = _analyse(channels, self._decimation, self.rate)
         self._tell_noise(sound)
         inside = [channel for channel in range(len(channels)) if channel not in self._noisy]
-        is_told = self._position + seconds > self._told_from
+        is_told = self._position < self._told_until and self._position + seconds > self._told_from
         for channel in self._noisy if is_told else ():
             self.left_out.setdefault(channel, _Tally()).add(self._position, seconds)
         weights = np.zeros(len(channels), np.float32)
